@@ -1,0 +1,239 @@
+"""Attention over a block-transposed float16 KV cache, flash-style, and the rotary embedding that feeds it.
+
+Keys lie as [kv head, block, head_dim, KV_BLOCK]: a vector load takes one feature of 32 neighbouring positions, so a
+score needs no sum across lanes. Values lie as [kv head, position, head_dim]. A block is widened to float32 once and used
+by every query head of its group and by up to QUERY_BLOCK tokens. Softmax runs online (running maximum and sum), so a
+thread can take any range of blocks; partial results are merged afterwards.
+Source: Dao et al., FlashAttention (2022), algorithm 1; Flash-Decoding (2023) for the split over the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+
+from cpu_kernels import abi
+from cpu_kernels.elementwise import make_exponential
+from cpu_kernels.linear import OPTIONS, Estimates, IsaOps
+from cpu_kernels.vectors import (
+    Vector,
+    convert,
+    float_of_bits,
+    fma,
+    load,
+    mul,
+    reduce_add,
+    reduce_max,
+    splat,
+    store,
+    store_half,
+    sub,
+    zero,
+)
+
+_BLOCK = abi.KV_BLOCK
+_BLOCK_F32 = 4 * _BLOCK  # bytes
+_LOWEST = np.float32(-1e30)  # instead of -inf: the difference of two of them is 0, not NaN
+_FEATURES = 16  # features that one step of the value sum takes
+
+
+def estimate_attention(n_heads: int, n_kv_heads: int, head_dim: int, positions: int) -> Estimates:
+    """Cost of one token's attention in one layer: two products with the cache; float16 keys and values read once."""
+    return Estimates(operations=4 * n_heads * head_dim * positions, bytes=4 * n_kv_heads * head_dim * positions)
+
+
+@dataclass(frozen=True)
+class AttentionKernels:
+    """write_keys_values(context, layer, token); attend(context, layer, kv head, tokens, blocks, slot rule, scratch);
+
+    merge(context, token, first slot, slots, out).
+    """
+
+    write_keys_values: Callable[..., Any]
+    attend: Callable[..., Any]
+    merge: Callable[..., Any]
+
+
+def make_attention_kernels(ops: IsaOps) -> AttentionKernels:
+    """Attention at the instruction set's width; head_dim must be a multiple of 16."""
+    block_f32, block_f16 = Vector("f32", _BLOCK), Vector("f16", _BLOCK)
+    part_f32, part_f16 = Vector("f32", _FEATURES), Vector("f16", _FEATURES)
+    exponential = make_exponential(_BLOCK)
+    exponential8 = make_exponential(8)
+    scalar_kind = Vector("f32", 8)
+
+    @njit(**OPTIONS)
+    def exponential_scalar(value):
+        return reduce_max(exponential8(splat(scalar_kind, value)))
+
+    @njit(**OPTIONS)
+    def field(context, word):
+        return load(types.int64, context + 8 * word)
+
+    @njit(**OPTIONS)
+    def write_keys_values(context, layer, token):
+        """Rotate the keys of one token and put its keys and values into the cache, all KV heads."""
+        head_dim = field(context, abi.HEAD_DIM)
+        half = head_dim // 2
+        heads, kv_heads = field(context, abi.N_HEADS), field(context, abi.N_KV_HEADS)
+        length = field(context, abi.CONTEXT_LENGTH)
+        position = field(context, abi.POSITION) + token
+        row = field(context, abi.QKV) + 4 * token * field(context, abi.QKV_STRIDE)
+        cosines = field(context, abi.COSINES) + 4 * position * half
+        sines = field(context, abi.SINES) + 4 * position * half
+        for head in range(kv_heads):
+            key = row + 4 * (heads + head) * head_dim
+            value = row + 4 * (heads + kv_heads + head) * head_dim
+            block = (head * (length // _BLOCK) + position // _BLOCK) * head_dim * _BLOCK
+            key_out = load(types.int64, layer + 8 * abi.KEYS) + 2 * (block + position % _BLOCK)
+            for i in range(half):
+                first = load(types.float32, key + 4 * i)
+                second = load(types.float32, key + 4 * (i + half))
+                cosine = load(types.float32, cosines + 4 * i)
+                sine = load(types.float32, sines + 4 * i)
+                store_half(key_out + 2 * _BLOCK * i, first * cosine - second * sine)
+                store_half(key_out + 2 * _BLOCK * (i + half), second * cosine + first * sine)
+            value_out = load(types.int64, layer + 8 * abi.VALUES) + 2 * (head * length + position) * head_dim
+            for i in range(0, head_dim, _FEATURES):
+                store(value_out + 2 * i, convert(part_f16, load(part_f32, value + 4 * i)))
+
+    @njit(**OPTIONS)
+    def rotate_queries(context, kv_head, first, last, out):
+        """Rotated and scaled queries of tokens first … last - 1: float32 [token, query head of the group, head_dim]."""
+        head_dim = field(context, abi.HEAD_DIM)
+        half = head_dim // 2
+        group = field(context, abi.N_HEADS) // field(context, abi.N_KV_HEADS)
+        scale = float_of_bits(types.int32(field(context, abi.ATTENTION_SCALE_BITS)))
+        for token in range(first, last):
+            position = field(context, abi.POSITION) + token
+            cosines = field(context, abi.COSINES) + 4 * position * half
+            sines = field(context, abi.SINES) + 4 * position * half
+            row = field(context, abi.QKV) + 4 * token * field(context, abi.QKV_STRIDE) + 4 * kv_head * group * head_dim
+            for head in range(group):
+                source = row + 4 * head * head_dim
+                for i in range(half):
+                    a = load(types.float32, source + 4 * i) * scale
+                    b = load(types.float32, source + 4 * (i + half)) * scale
+                    cosine = load(types.float32, cosines + 4 * i)
+                    sine = load(types.float32, sines + 4 * i)
+                    store(out + 4 * i, a * cosine - b * sine)
+                    store(out + 4 * (i + half), b * cosine + a * sine)
+                out += 4 * head_dim
+
+    @njit(**OPTIONS)
+    def widen_block(context, layer, kv_head, block, positions, keys, values):
+        """One block of keys (all KV_BLOCK positions) and of values (`positions` of them) to float32."""
+        head_dim = field(context, abi.HEAD_DIM)
+        length = field(context, abi.CONTEXT_LENGTH)
+        source = load(types.int64, layer + 8 * abi.KEYS)
+        source += 2 * (kv_head * (length // _BLOCK) + block) * head_dim * _BLOCK
+        for i in range(head_dim):
+            store(keys + _BLOCK_F32 * i, convert(block_f32, load(block_f16, source + 2 * _BLOCK * i)))
+        source = load(types.int64, layer + 8 * abi.VALUES) + 2 * (kv_head * length + block * _BLOCK) * head_dim
+        for i in range(0, positions * head_dim, _FEATURES):
+            store(values + 4 * i, convert(part_f32, load(part_f16, source + 2 * i)))
+
+    @njit(**OPTIONS)
+    def attend_block(query, head_dim, positions, keys, values, scores, out, state):
+        """Online softmax over one block for one query: out [head_dim] and state (maximum, sum) are updated."""
+        score = zero(block_f32)
+        for i in range(head_dim):
+            feature = splat(block_f32, load(types.float32, query + 4 * i))
+            score = fma(feature, load(block_f32, keys + _BLOCK_F32 * i), score)
+        if positions < _BLOCK:
+            store(scores, score)
+            for j in range(positions, _BLOCK):
+                store(scores + 4 * j, _LOWEST)
+            score = load(block_f32, scores)
+        before = load(types.float32, state)
+        top = max(before, reduce_max(score))
+        weights = exponential(sub(score, splat(block_f32, top)))
+        keep = exponential_scalar(before - top)
+        store(scores, weights)
+        total = np.float32(0)
+        if positions < _BLOCK:
+            for j in range(positions):
+                total += load(types.float32, scores + 4 * j)
+        else:
+            total = reduce_add(weights)
+        store(state, top)
+        store(state + 4, load(types.float32, state + 4) * keep + total)
+        kept = splat(part_f32, keep)
+        for i in range(0, head_dim, _FEATURES):
+            sums = mul(load(part_f32, out + 4 * i), kept)
+            for j in range(positions):
+                weight = splat(part_f32, load(types.float32, scores + 4 * j))
+                sums = fma(weight, load(part_f32, values + 4 * (j * head_dim + i)), sums)
+            store(out + 4 * i, sums)
+
+    @njit(error_model="numpy")
+    def attend(context, layer, kv_head, first, last, first_block, last_block, slot, slot_per_token, scratch):
+        """Queries of tokens first … last - 1 over blocks first_block … last_block - 1, into partial results.
+
+        The partial result of a token goes to slot + slot_per_token * token.
+        """
+        head_dim = field(context, abi.HEAD_DIM)
+        heads = field(context, abi.N_HEADS)
+        group = heads // field(context, abi.N_KV_HEADS)
+        keys = scratch
+        values = keys + 4 * _BLOCK * head_dim
+        scores = values + 4 * _BLOCK * head_dim
+        queries = scores + _BLOCK_F32
+        rotate_queries(context, kv_head, first, last, queries)
+        for token in range(first, last):
+            at = (slot + slot_per_token * token) * heads + kv_head * group
+            for head in range(at, at + group):
+                state = field(context, abi.PARTIAL_STATE) + 8 * head
+                store(state, _LOWEST)
+                store(state + 4, np.float32(0))
+                out = field(context, abi.PARTIAL) + 4 * head * head_dim
+                for i in range(0, head_dim, _FEATURES):
+                    store(out + 4 * i, zero(part_f32))
+        position = field(context, abi.POSITION)
+        for block in range(first_block, last_block):
+            start = block * _BLOCK
+            # positions of the block that the last token sees; earlier tokens see fewer
+            widen_block(context, layer, kv_head, block, min(_BLOCK, position + last - start), keys, values)
+            for token in range(first, last):
+                visible = min(_BLOCK, position + token + 1 - start)
+                if visible <= 0:
+                    continue
+                at = (slot + slot_per_token * token) * heads + kv_head * group
+                for head in range(group):
+                    query = queries + 4 * ((token - first) * group + head) * head_dim
+                    out = field(context, abi.PARTIAL) + 4 * (at + head) * head_dim
+                    state = field(context, abi.PARTIAL_STATE) + 8 * (at + head)
+                    attend_block(query, head_dim, visible, keys, values, scores, out, state)
+
+    @njit(error_model="numpy")
+    def merge(context, first_slot, slots, out):
+        """Merge the partial results of one token: float32 [heads, head_dim] at `out`."""
+        head_dim = field(context, abi.HEAD_DIM)
+        heads = field(context, abi.N_HEADS)
+        partial = field(context, abi.PARTIAL)
+        states = field(context, abi.PARTIAL_STATE)
+        for head in range(heads):
+            top = _LOWEST
+            for slot in range(first_slot, first_slot + slots):
+                top = max(top, load(types.float32, states + 8 * (slot * heads + head)))
+            total = np.float32(0)
+            for i in range(0, head_dim, _FEATURES):
+                store(out + 4 * i, zero(part_f32))
+            for slot in range(first_slot, first_slot + slots):
+                at = slot * heads + head
+                keep = exponential_scalar(load(types.float32, states + 8 * at) - top)
+                total += keep * load(types.float32, states + 8 * at + 4)
+                kept = splat(part_f32, keep)
+                for i in range(0, head_dim, _FEATURES):
+                    part = load(part_f32, partial + 4 * (at * head_dim + i))
+                    store(out + 4 * i, fma(part, kept, load(part_f32, out + 4 * i)))
+            scale = splat(part_f32, np.float32(1) / total)
+            for i in range(0, head_dim, _FEATURES):
+                store(out + 4 * i, mul(load(part_f32, out + 4 * i), scale))
+            out += 4 * head_dim
+
+    return AttentionKernels(write_keys_values, attend, merge)

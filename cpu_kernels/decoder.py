@@ -1,0 +1,358 @@
+"""The whole decoder as one native function: forward(context, thread) runs one step, every thread its share.
+
+A step takes 1 … MAX_TOKENS tokens. Work is split by output rows; threads meet at a barrier after every operation whose
+result another thread reads (five times a layer). What is cheap (norm, quantization of one row, merging attention) every
+thread does for itself into private memory; with many tokens it is split by token instead, for one barrier more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from numba import njit, types
+
+from cpu_kernels import abi
+from cpu_kernels.attention import AttentionKernels, make_attention_kernels
+from cpu_kernels.elementwise import RowKernels, make_row_kernels
+from cpu_kernels.linear import OPTIONS, IsaOps, RecordKernels, make_record_kernels
+from cpu_kernels.threads import ThreadKernels, make_thread_kernels
+from cpu_kernels.vectors import add, convert, float_of_bits, load, load_nibbles, store, widen_unsigned
+
+_STORE, _ADD = 0, 1  # what a linear layer does with its result
+
+
+def make_linear_layer(ops: IsaOps, bits: int, activations: str) -> tuple[Any, Any]:
+    """(linear, gated) for weights of `bits`: both run records first … last - 1 of a layer on `tokens` activation rows."""
+    kernels: RecordKernels = make_record_kernels(ops, bits, activations)
+    dot1, dot4 = kernels.dot1, kernels.dot4
+    silu_multiply = make_row_kernels(ops).silu_multiply
+    lanes, f32 = ops.lanes, ops.f32
+    register = 4 * lanes
+
+    @njit(**OPTIONS)
+    def shape(descriptor):
+        columns = load(types.int64, descriptor + 8 * abi.IN_FEATURES)
+        group_size = load(types.int64, descriptor + 8 * abi.GROUP_SIZE)
+        groups = columns // group_size
+        zeros = groups * lanes * 2
+        weights = (zeros + groups * lanes * bits // 8 + 63) // 64 * 64
+        return columns, group_size, groups, zeros, weights, weights + columns * lanes * bits // 8
+
+    @njit(**OPTIONS)
+    def put(value, bias, row, out, mode):
+        if bias != 0:
+            value = add(value, load(f32, bias + 4 * row))
+        address = out + 4 * row
+        if mode == _ADD:
+            value = add(value, load(f32, address))
+        store(address, value)
+
+    @njit(error_model="numpy")
+    def linear(descriptor, mode, x, x_stride, out, out_stride, tokens, first, last):
+        columns, group_size, groups, zeros, weights, record_bytes = shape(descriptor)
+        bias = load(types.int64, descriptor + 8 * abi.BIAS)
+        for index in range(first, last):
+            record = load(types.int64, descriptor + 8 * abi.WEIGHTS) + index * record_bytes
+            row = index * lanes
+            token = 0
+            while token + 4 <= tokens:
+                a, b, c, d = dot4(
+                    record, zeros, weights, groups, group_size, columns, x + token * x_stride, x_stride
+                )
+                here = out + token * out_stride
+                put(a, bias, row, here, mode)
+                put(b, bias, row, here + out_stride, mode)
+                put(c, bias, row, here + 2 * out_stride, mode)
+                put(d, bias, row, here + 3 * out_stride, mode)
+                token += 4
+            while token < tokens:
+                value = dot1(record, zeros, weights, groups, group_size, columns, x + token * x_stride)
+                put(value, bias, row, out + token * out_stride, mode)
+                token += 1
+
+    @njit(error_model="numpy")
+    def gated(descriptor, x, x_stride, out, out_stride, tokens, first, last):
+        """SiLU(gate) · up for record pairs first … last - 1; the layer's bias holds gate's rows, then up's."""
+        columns, group_size, groups, zeros, weights, record_bytes = shape(descriptor)
+        bias = load(types.int64, descriptor + 8 * abi.BIAS)
+        up_bias = bias + 2 * load(types.int64, descriptor + 8 * abi.OUT_FEATURES)
+        for index in range(first, last):
+            gate = load(types.int64, descriptor + 8 * abi.WEIGHTS) + 2 * index * record_bytes
+            up = gate + record_bytes
+            at = index * register
+            token = 0
+            while token + 4 <= tokens:
+                here = x + token * x_stride
+                g0, g1, g2, g3 = dot4(gate, zeros, weights, groups, group_size, columns, here, x_stride)
+                u0, u1, u2, u3 = dot4(up, zeros, weights, groups, group_size, columns, here, x_stride)
+                if bias != 0:
+                    g = load(f32, bias + at)
+                    u = load(f32, up_bias + at)
+                    g0, g1, g2, g3 = add(g0, g), add(g1, g), add(g2, g), add(g3, g)
+                    u0, u1, u2, u3 = add(u0, u), add(u1, u), add(u2, u), add(u3, u)
+                target = out + token * out_stride + at
+                store(target, silu_multiply(g0, u0))
+                store(target + out_stride, silu_multiply(g1, u1))
+                store(target + 2 * out_stride, silu_multiply(g2, u2))
+                store(target + 3 * out_stride, silu_multiply(g3, u3))
+                token += 4
+            while token < tokens:
+                here = x + token * x_stride
+                g0 = dot1(gate, zeros, weights, groups, group_size, columns, here)
+                u0 = dot1(up, zeros, weights, groups, group_size, columns, here)
+                if bias != 0:
+                    g0 = add(g0, load(f32, bias + at))
+                    u0 = add(u0, load(f32, up_bias + at))
+                store(out + token * out_stride + at, silu_multiply(g0, u0))
+                token += 1
+
+    return linear, gated
+
+
+def make_embedding_row(ops: IsaOps) -> Callable[..., Any]:
+    """embedding_row(descriptor, token id, out): one row of a 4- or 8-bit table as float32."""
+    lanes = ops.lanes
+    f32, f16, i8, i32 = ops.f32, ops.f16, ops.i8, ops.i32
+    register = 4 * lanes
+
+    @njit(error_model="numpy")
+    def embedding_row(descriptor, row, scratch, out):
+        bits = load(types.int64, descriptor + 8 * abi.BITS)
+        columns = load(types.int64, descriptor + 8 * abi.IN_FEATURES)
+        group_size = load(types.int64, descriptor + 8 * abi.GROUP_SIZE)
+        groups = columns // group_size
+        zeros = groups * lanes * 2
+        weights = (zeros + groups * lanes * bits // 8 + 63) // 64 * 64
+        record = load(types.int64, descriptor + 8 * abi.WEIGHTS)
+        record += row // lanes * (weights + columns * lanes * bits // 8)
+        lane = row % lanes
+        values = 32 // bits
+        for group in range(groups):
+            # the constants of all lanes go through memory; only one lane's are wanted
+            store(scratch, convert(f32, load(f16, record + group * lanes * 2)))
+            if bits == 4:
+                points = load_nibbles(i32, record + zeros + group * lanes // 2)
+            else:
+                points = widen_unsigned(i32, load(i8, record + zeros + group * lanes))
+            store(scratch + register, convert(f32, points))
+            scale = load(types.float32, scratch + 4 * lane)
+            zero_point = load(types.float32, scratch + register + 4 * lane)
+            for column in range(group * group_size, (group + 1) * group_size):
+                address = record + weights + column // values * register + 4 * lane
+                word = load(types.uint32, address)
+                if bits == 4:
+                    q = (word >> types.uint32(8 * (column % 4) + column % 8 // 4 * 4)) & types.uint32(15)
+                else:
+                    q = (word >> types.uint32(8 * (column % 4))) & types.uint32(255)
+                store(out + 4 * column, (types.float32(q) - zero_point) * scale)
+
+    return embedding_row
+
+
+@dataclass(frozen=True)
+class CommonKernels:
+    """What the decoders for int8 and for float activations share, so that an object holds it once."""
+
+    rows: RowKernels
+    attention: AttentionKernels
+    embedding_row: Callable[..., Any]
+    threads: ThreadKernels
+
+
+def make_common_kernels(ops: IsaOps) -> CommonKernels:
+    """The kernels that do not depend on the kind of activations."""
+    return CommonKernels(
+        make_row_kernels(ops), make_attention_kernels(ops), make_embedding_row(ops), make_thread_kernels(ops)
+    )
+
+
+def make_forward(ops: IsaOps, common: CommonKernels, activations: str) -> Callable[..., Any]:
+    """forward(context, thread) with "int8" or "float" activations."""
+    rows, attention, embedding_row = common.rows, common.attention, common.embedding_row
+    rms_norm, quantize_row, copy_row = rows.rms_norm, rows.quantize_row, rows.copy_row
+    write_keys_values, attend, merge = attention.write_keys_values, attention.attend, attention.merge
+    barrier = common.threads.barrier
+    linear4, gated4 = make_linear_layer(ops, 4, activations)
+    linear8, gated8 = make_linear_layer(ops, 8, activations)
+    lanes = ops.lanes
+    quantized = activations == "int8"
+
+    @njit(**OPTIONS)
+    def field(context, word):
+        return load(types.int64, context + 8 * word)
+
+    @njit(**OPTIONS)
+    def share(count, thread, threads):
+        return count * thread // threads, count * (thread + 1) // threads
+
+    @njit(**OPTIONS)
+    def activate(x, width, group_size, out):
+        if quantized:
+            quantize_row(x, width, group_size, out)
+        else:
+            copy_row(x, width, out)
+
+    @njit(**OPTIONS)
+    def records(descriptor):
+        return (load(types.int64, descriptor + 8 * abi.OUT_FEATURES) + lanes - 1) // lanes
+
+    @njit(error_model="numpy")
+    def run_linear(descriptor, mode, x, x_stride, out, out_stride, tokens, thread, threads):
+        first, last = share(records(descriptor), thread, threads)
+        if load(types.int64, descriptor + 8 * abi.BITS) == 4:
+            linear4(descriptor, mode, x, x_stride, out, out_stride, tokens, first, last)
+        else:
+            linear8(descriptor, mode, x, x_stride, out, out_stride, tokens, first, last)
+
+    @njit(error_model="numpy")
+    def run_gated(descriptor, x, x_stride, out, out_stride, tokens, thread, threads):
+        # the descriptor counts the rows of gate and up together
+        pairs = load(types.int64, descriptor + 8 * abi.OUT_FEATURES) // 2
+        first, last = share((pairs + lanes - 1) // lanes, thread, threads)
+        if load(types.int64, descriptor + 8 * abi.BITS) == 4:
+            gated4(descriptor, x, x_stride, out, out_stride, tokens, first, last)
+        else:
+            gated8(descriptor, x, x_stride, out, out_stride, tokens, first, last)
+
+    @njit(error_model="numpy")
+    def normed_rows(context, thread, norm, descriptor, first, last, target):
+        """Norm and activation rows of tokens first … last - 1 of the residual stream, packed from `target` on."""
+        width = field(context, abi.HIDDEN_SIZE)
+        eps = float_of_bits(types.int32(field(context, abi.EPS_BITS)))
+        group_size = load(types.int64, descriptor + 8 * abi.GROUP_SIZE)
+        scratch = field(context, abi.SCRATCH) + thread * field(context, abi.SCRATCH_BYTES)
+        for token in range(first, last):
+            row = field(context, abi.RESIDUAL) + 4 * token * width
+            rms_norm(row, norm, width, eps, scratch)
+            activate(scratch, width, group_size, target + token * field(context, abi.ROW_BYTES))
+
+    @njit(error_model="numpy")
+    def float_rows(context, source, stride, width, descriptor, first, last, target):
+        """Activation rows of float rows that lie in memory."""
+        group_size = load(types.int64, descriptor + 8 * abi.GROUP_SIZE)
+        for token in range(first, last):
+            activate(source + token * stride, width, group_size, target + token * field(context, abi.ROW_BYTES))
+
+    @njit(error_model="numpy")
+    def merged_rows(context, thread, descriptor, first, last, slots, target):
+        """Activation rows of the attention's merged result."""
+        width = load(types.int64, descriptor + 8 * abi.IN_FEATURES)
+        group_size = load(types.int64, descriptor + 8 * abi.GROUP_SIZE)
+        scratch = field(context, abi.SCRATCH) + thread * field(context, abi.SCRATCH_BYTES)
+        for token in range(first, last):
+            merge(context, token if slots == 1 else types.int64(0), slots, scratch)
+            activate(scratch, width, group_size, target + token * field(context, abi.ROW_BYTES))
+
+    @njit(error_model="numpy")
+    def run_attention(context, layer, thread, threads, tokens):
+        scratch = field(context, abi.SCRATCH) + thread * field(context, abi.SCRATCH_BYTES)
+        position = field(context, abi.POSITION)
+        kv_heads = field(context, abi.N_KV_HEADS)
+        start = types.int64(0)  # a literal would make a copy of every kernel it is passed to
+        if tokens == 1:
+            # The keys are split among the threads; whoever has the last block also writes the new key and value.
+            blocks = position // abi.KV_BLOCK + 1
+            first, last = share(blocks, thread, threads)
+            if last == blocks and first < last:
+                write_keys_values(context, layer, start)
+            for head in range(kv_heads):
+                attend(context, layer, head, start, start + 1, first, last, thread, start, scratch)
+            return
+        first, last = share(tokens, thread, threads)
+        for token in range(first, last):
+            write_keys_values(context, layer, token)
+        barrier(context)
+        parts = (tokens + abi.QUERY_BLOCK - 1) // abi.QUERY_BLOCK
+        for unit in range(thread, kv_heads * parts, threads):
+            first = unit // kv_heads * abi.QUERY_BLOCK
+            last = min(tokens, first + abi.QUERY_BLOCK)
+            blocks = (position + last - 1) // abi.KV_BLOCK + 1
+            attend(context, layer, unit % kv_heads, first, last, start, blocks, start, start + 1, scratch)
+
+    @njit(error_model="numpy")
+    def run_layer(context, layer, thread, threads, tokens):
+        hidden = field(context, abi.HIDDEN_SIZE)
+        intermediate = field(context, abi.INTERMEDIATE_SIZE)
+        row_bytes = field(context, abi.ROW_BYTES)
+        residual = field(context, abi.RESIDUAL)
+        qkv, qkv_stride = field(context, abi.QKV), 4 * field(context, abi.QKV_STRIDE)
+        gated, gated_stride = field(context, abi.GATED), 4 * field(context, abi.GATED_STRIDE)
+        shared = tokens > 1
+        # One token: every thread makes the row for itself. Many: each its share, for all.
+        first, last = types.int64(0), types.int64(1)
+        if shared:
+            first, last = share(tokens, thread, threads)
+        x = field(context, abi.ROWS)
+        if not shared:
+            x = field(context, abi.SCRATCH) + (thread + 1) * field(context, abi.SCRATCH_BYTES) - row_bytes
+        slots = types.int64(1) if shared else threads
+
+        descriptor = layer + 8 * abi.LAYER_QKV
+        normed_rows(context, thread, load(types.int64, layer + 8 * abi.INPUT_NORM), descriptor, first, last, x)
+        if shared:
+            barrier(context)
+        run_linear(descriptor, types.int64(_STORE), x, row_bytes, qkv, qkv_stride, tokens, thread, threads)
+        barrier(context)
+        run_attention(context, layer, thread, threads, tokens)
+        barrier(context)
+        descriptor = layer + 8 * abi.LAYER_O
+        merged_rows(context, thread, descriptor, first, last, slots, x)
+        if shared:
+            barrier(context)
+        run_linear(descriptor, types.int64(_ADD), x, row_bytes, residual, 4 * hidden, tokens, thread, threads)
+        barrier(context)
+        descriptor = layer + 8 * abi.LAYER_GATE_UP
+        normed_rows(context, thread, load(types.int64, layer + 8 * abi.POST_NORM), descriptor, first, last, x)
+        if shared:
+            barrier(context)
+        run_gated(descriptor, x, row_bytes, gated, gated_stride, tokens, thread, threads)
+        barrier(context)
+        descriptor = layer + 8 * abi.LAYER_DOWN
+        float_rows(context, gated, gated_stride, intermediate, descriptor, first, last, x)
+        if shared:
+            barrier(context)
+        run_linear(descriptor, types.int64(_ADD), x, row_bytes, residual, 4 * hidden, tokens, thread, threads)
+        barrier(context)
+
+    @njit(error_model="numpy")
+    def forward(context, thread):
+        threads = field(context, abi.N_THREADS)
+        tokens = field(context, abi.N_TOKENS)
+        # Read here: after the step's last barrier thread 0 may already have written the next step's fields.
+        mode = field(context, abi.LOGITS_MODE)
+        hidden = field(context, abi.HIDDEN_SIZE)
+        scratch = field(context, abi.SCRATCH) + thread * field(context, abi.SCRATCH_BYTES)
+        first, last = share(tokens, thread, threads)
+        for token in range(first, last):
+            token_id = types.int64(load(types.int32, field(context, abi.TOKENS) + 4 * token))
+            residual = field(context, abi.RESIDUAL) + 4 * token * hidden
+            embedding_row(field(context, abi.EMBED), token_id, scratch, residual)
+        barrier(context)
+        for index in range(field(context, abi.N_LAYERS)):
+            layer = field(context, abi.LAYERS) + 8 * abi.LAYER_WORDS * index
+            run_layer(context, layer, thread, threads, tokens)
+        if mode != abi.LOGITS_NONE:
+            first = types.int64(0) if mode == abi.LOGITS_ALL else tokens - 1
+            row_bytes = field(context, abi.ROW_BYTES)
+            x = field(context, abi.ROWS)
+            begin, end = share(tokens - first, thread, threads)
+            normed_rows(
+                context, thread, field(context, abi.FINAL_NORM), field(context, abi.HEAD), first + begin, first + end, x
+            )
+            barrier(context)
+            run_linear(
+                field(context, abi.HEAD),
+                types.int64(_STORE),
+                x + first * row_bytes,
+                row_bytes,
+                field(context, abi.LOGITS),
+                4 * field(context, abi.LOGITS_STRIDE),
+                tokens - first,
+                thread,
+                threads,
+            )
+            barrier(context)
+
+    return forward

@@ -1,0 +1,114 @@
+"""What a kernel needs to know of an instruction set: five instructions, each a template and an executable meaning.
+
+`emit_*` write the target's own instructions; `mean_*` say the same in target-independent LLVM. `portable(isa)` swaps
+the first for the second, so that the kernel of any instruction set, with its own layout and lane count, also runs on
+a CPU that does not have it: slowly, to be compared with the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llvmlite import ir
+
+from cpu_kernels.vectors import call
+
+Emit = Callable[..., Any]
+
+_I32 = ir.IntType(32)
+
+
+@dataclass(frozen=True)
+class Isa:
+    """One instruction set. w: unsigned weight bytes, x: signed activation bytes, 4 of them per 32-bit lane.
+
+    chain: elements of the running sum of a chain ("i16": summed up after 32 columns; "i32": never overflows).
+    byte_offset: what the 8-bit kernel subtracts from weight and zero point to make the weight signed (0 or 128).
+    cpu_flags: names in /proc/cpuinfo that a CPU must show.
+    """
+
+    name: str
+    machine: str
+    lanes: int  # 32-bit lanes of a record's registers = output rows of a record
+    layout: str
+    cpu_flags: tuple[str, ...]
+    chain: str
+    chain_lanes: int
+    byte_offset: int
+    emit_multiply_nibbles: Emit  # (builder, chain, w in 0 … 15, x) → chain
+    emit_widen: Emit  # (builder, sum i32, chain) → sum i32
+    emit_multiply_bytes: Emit  # (builder, sum i32, w in 0 … 255, x) → sum i32 of (w - byte_offset) * x
+    emit_pause: Emit  # (builder) → None
+    mean_multiply_nibbles: Emit
+    mean_widen: Emit
+    mean_multiply_bytes: Emit
+
+
+def portable(isa: Isa, machine: str) -> Isa:
+    """The same kernel text, lane count and layout, in instructions that every CPU of `machine` has."""
+    return replace(
+        isa,
+        name=f"{isa.name}_portable",
+        machine=machine,
+        cpu_flags=(),
+        emit_multiply_nibbles=isa.mean_multiply_nibbles,
+        emit_widen=isa.mean_widen,
+        emit_multiply_bytes=isa.mean_multiply_bytes,
+        emit_pause=pause_nothing,
+    )
+
+
+def pause_nothing(builder: ir.IRBuilder) -> None:
+    """No instruction at all."""
+
+
+def pause_x86(builder: ir.IRBuilder) -> None:
+    """`pause`: tells the core that this is a spin loop."""
+    call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+
+
+def pause_arm(builder: ir.IRBuilder) -> None:
+    """`yield`."""
+    call(builder, "llvm.aarch64.hint", ir.VoidType(), _I32(1))
+
+
+def vector(element: int, lanes: int) -> ir.VectorType:
+    """LLVM vector of integers of `element` bits."""
+    return ir.VectorType(ir.IntType(element), lanes)
+
+
+def splat_constant(kind: ir.VectorType, value: int) -> ir.Constant:
+    """The same number in every lane."""
+    return ir.Constant(kind, [value] * kind.count)
+
+
+def take(builder: ir.IRBuilder, value: Any, lanes: list[int]) -> Any:
+    """The listed lanes of a vector, as a shorter vector."""
+    mask = ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+
+
+def join(builder: ir.IRBuilder, low: Any, high: Any) -> Any:
+    """Two vectors, one after the other."""
+    count = low.type.count * 2
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_I32, count), list(range(count))))
+
+
+def sum_neighbours(builder: ir.IRBuilder, value: Any, wide: ir.VectorType, width: int) -> Any:
+    """Sign-extend and add `width` neighbouring lanes: [n * width] → wide [n]."""
+    total = None
+    for offset in range(width):
+        lanes = take(builder, value, list(range(offset, value.type.count, width)))
+        extended = builder.sext(lanes, wide) if lanes.type.element.width < wide.element.width else lanes
+        total = extended if total is None else builder.add(total, extended)
+    return total
+
+
+def mean_dot(builder: ir.IRBuilder, total: Any, w: Any, x: Any, *, offset: int) -> Any:
+    """total i32 [n] + the sum over each lane's 4 bytes of (w unsigned - offset) * (x signed)."""
+    wide = vector(32, w.type.count)
+    weights = builder.sub(builder.zext(w, wide), splat_constant(wide, offset))
+    products = builder.mul(weights, builder.sext(x, wide))
+    return builder.add(total, sum_neighbours(builder, products, total.type, 4))

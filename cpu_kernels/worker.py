@@ -1,0 +1,32 @@
+"""`python -m cpu_kernels.worker TARGET ISA decoder|kernels OBJECT ASSEMBLY`: one compilation in a process of its own."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> int:
+    """Write the object and its assembly; a KernelError is one line on standard error and exit code 1."""
+    from cpu_kernels.crosscompile import compile_object
+    from cpu_kernels.exports import decoder_exports, kernel_exports
+    from cpu_kernels.isa.catalog import find_isa
+    from device_profiles.target import parse_target
+    from edgeawq.errors import EdgeawqError
+
+    target_text, isa_name, kind, object_path, assembly_path = arguments
+    try:
+        target = parse_target(target_text)
+        isa = find_isa(isa_name, target.machine)
+        exports = {"decoder": decoder_exports, "kernels": kernel_exports}[kind](isa)
+        compiled = compile_object(target, exports)
+    except EdgeawqError as error:
+        print(f"{error.what}\n{error.remedy}", file=sys.stderr)
+        return 1
+    Path(object_path).write_bytes(compiled.native)
+    Path(assembly_path).write_text(compiled.assembly)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

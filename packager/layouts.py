@@ -1,0 +1,155 @@
+"""Nibble layouts as data: where each weight of a linear layer lies in the bytes that a device's kernel loads.
+
+A *tile* is what one vector register holds after unpacking: `tile_rows` output rows × 8 input columns of 4-bit values
+(× 4 columns of 8-bit values). Every 32-bit lane of a register belongs to one output row, so a dot product of four
+columns needs no sum across lanes. `nibble_order` lists the tile's values in the order in which the two unpacked
+registers hold them: byte e of the packed register is value[e] | value[e + register_bytes] << 4, so that `and 15` and
+`shift right by 4` are the whole unpacking. Tiles follow each other along the rows of a *record*, then along the columns.
+
+One record, the unit a thread works on, holds `record_rows` output rows; its scales and zeros lie in front of its weights:
+
+    scales   float16 [groups, record_rows]
+    zeros    4 bit: [groups, record_rows / 2] bytes, row r in nibble r (low nibble first); 8 bit: [groups, record_rows] bytes
+    padding  to a multiple of 64 bytes
+    weights  [in_features / columns of a tile, record_rows / tile_rows, register_bytes]
+
+Rows that fill up the last record have scale 0. The grid is kept bit for bit: `unpack_linear(pack_linear(x)) == x`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeawq.checkpoints.model import QuantizedLinear
+from edgeawq.errors import BundleError
+from packager.records import GROUP_MULTIPLE, LAYOUTS, Layout, record_shape
+
+__all__ = [
+    "GROUP_MULTIPLE",
+    "LAYOUTS",
+    "Layout",
+    "byte_order",
+    "nibble_order",
+    "pack_gate_up",
+    "pack_linear",
+    "pack_records",
+    "record_shape",
+    "unpack_linear",
+]
+
+Bytes = npt.NDArray[np.uint8]
+
+
+def nibble_order(layout: Layout) -> npt.NDArray[np.intp]:
+    """Permutation of a 4-bit tile, [2 * register_bytes]: slot → row * 8 + column (slots as in the module's text)."""
+    byte = np.arange(layout.register_bytes)
+    low = byte // 4 * 8 + byte % 4
+    return np.concatenate([low, low + 4])
+
+
+def byte_order(layout: Layout) -> npt.NDArray[np.intp]:
+    """Permutation of an 8-bit tile, [register_bytes]: slot → row * 4 + column."""
+    return np.arange(layout.register_bytes)
+
+
+def _pad_rows(values: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
+    missing = rows - values.shape[0]
+    return np.pad(values, ((0, missing), (0, 0))) if missing else values
+
+
+def pack_linear(linear: QuantizedLinear, layout: Layout) -> Bytes:
+    """Permute a grid into records: uint8 [records * record_bytes]."""
+    return pack_records(linear, layout).reshape(-1)
+
+
+def pack_records(linear: QuantizedLinear, layout: Layout) -> Bytes:
+    """Permute a grid into records: uint8 [records, record_bytes]. Nothing is rounded."""
+    out_features, in_features = linear.shape
+    shape = record_shape(layout, out_features, in_features, linear.bits, linear.group_size)
+    rows = layout.record_rows
+    q = _pad_rows(linear.q, shape.records * rows)
+    scales = _pad_rows(linear.scales, shape.records * rows)
+    zeros = _pad_rows(linear.zeros, shape.records * rows)
+
+    records = np.zeros((shape.records, shape.record_bytes), np.uint8)
+    # [records, rows, groups] → [records, groups, rows]
+    by_group = np.ascontiguousarray(scales.reshape(shape.records, rows, shape.groups).transpose(0, 2, 1))
+    records[:, : shape.zeros_offset] = by_group.view(np.uint8).reshape(shape.records, -1)
+    zero_rows = zeros.reshape(shape.records, rows, shape.groups).transpose(0, 2, 1)
+    if linear.bits == 4:
+        zero_rows = zero_rows[..., 0::2] | zero_rows[..., 1::2] << 4
+    zero_bytes = np.ascontiguousarray(zero_rows).reshape(shape.records, -1)
+    records[:, shape.zeros_offset : shape.zeros_offset + zero_bytes.shape[1]] = zero_bytes
+    records[:, shape.weights_offset :] = _permute(q, layout, linear.bits, shape.records)
+    return records
+
+
+def _permute(q: npt.NDArray[np.generic], layout: Layout, bits: int, records: int) -> Bytes:
+    columns = layout.tile_columns(bits)
+    tiles = q.reshape(records, layout.record_rows // layout.tile_rows, layout.tile_rows, -1, columns)
+    # [records, tiles of a record, rows, steps, columns] → [records, steps, tiles of a record, rows * columns]
+    flat = tiles.transpose(0, 3, 1, 2, 4).reshape(records, tiles.shape[3], tiles.shape[1], -1)
+    if bits == 8:
+        return np.ascontiguousarray(flat[..., byte_order(layout)]).astype(np.uint8, copy=False).reshape(records, -1)
+    ordered = flat[..., nibble_order(layout)].astype(np.uint8, copy=False)
+    half = layout.register_bytes
+    packed: Bytes = ordered[..., :half] | ordered[..., half:] << 4
+    return packed.reshape(records, -1)
+
+
+def unpack_linear(
+    data: Bytes, layout: Layout, out_features: int, in_features: int, bits: int, group_size: int
+) -> QuantizedLinear:
+    """Read a grid back from its records; the inverse of `pack_linear`."""
+    shape = record_shape(layout, out_features, in_features, bits, group_size)
+    if data.size != shape.total_bytes:
+        raise BundleError(
+            f"a layer of {out_features} × {in_features} takes {shape.total_bytes} bytes in layout {layout.name}, "
+            f"found {data.size}",
+            remedy="pack the checkpoint again",
+        )
+    records = np.ascontiguousarray(data).reshape(shape.records, shape.record_bytes)
+    rows = layout.record_rows
+    scales = np.ascontiguousarray(records[:, : shape.zeros_offset]).view(np.float16)
+    scales = scales.reshape(shape.records, shape.groups, rows).transpose(0, 2, 1).reshape(-1, shape.groups)
+    zero_bytes = records[:, shape.zeros_offset : shape.zeros_offset + shape.groups * rows * bits // 8]
+    zero_rows = zero_bytes.reshape(shape.records, shape.groups, -1)
+    if bits == 4:
+        zero_rows = np.stack([zero_rows & 15, zero_rows >> 4], axis=-1).reshape(shape.records, shape.groups, rows)
+    zeros = zero_rows.transpose(0, 2, 1).reshape(-1, shape.groups)
+    q = _unpermute(records[:, shape.weights_offset :], layout, bits, in_features)
+    return QuantizedLinear(
+        q=np.ascontiguousarray(q[:out_features]),
+        scales=np.ascontiguousarray(scales[:out_features]),
+        zeros=np.ascontiguousarray(zeros[:out_features]),
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+def _unpermute(weights: Bytes, layout: Layout, bits: int, in_features: int) -> Bytes:
+    columns = layout.tile_columns(bits)
+    tiles = layout.record_rows // layout.tile_rows
+    packed = weights.reshape(weights.shape[0], in_features // columns, tiles, layout.register_bytes)
+    if bits == 8:
+        ordered, order = packed, byte_order(layout)
+    else:
+        ordered, order = np.concatenate([packed & 15, packed >> 4], axis=-1), nibble_order(layout)
+    flat = np.empty_like(ordered)
+    flat[..., order] = ordered
+    split = flat.reshape(*flat.shape[:3], layout.tile_rows, columns)
+    return split.transpose(0, 2, 3, 1, 4).reshape(-1, in_features)
+
+
+def pack_gate_up(gate: QuantizedLinear, up: QuantizedLinear, layout: Layout) -> Bytes:
+    """Interleave the records of gate and up, so that one thread holds both halves of SiLU(gate) · up.
+
+    Returns uint8 [2 * records * record_bytes]: record 2i belongs to gate, record 2i + 1 to up.
+    """
+    if gate.shape != up.shape or gate.group_size != up.group_size or gate.bits != up.bits:
+        raise BundleError(
+            f"gate {gate.shape} and up {up.shape} differ in shape, bits or group size and cannot be interleaved",
+            remedy="quantize both with the same settings",
+        )
+    return np.stack([pack_records(gate, layout), pack_records(up, layout)], axis=1).reshape(-1)
