@@ -96,7 +96,7 @@ def activation_row_bytes(in_features: int) -> int:
 
 
 def scratch_bytes(hidden: int, intermediate: int, n_heads: int, n_kv_heads: int, head_dim: int) -> int:
-    """Private bytes of one thread: a float row and an activation row, or a block of keys, values, queries and scores."""
+    """Private bytes of one thread: a float and an activation row, or keys, values, queries and scores of a block."""
     widest = max(hidden, intermediate, n_heads * head_dim)
     rows = widest * 4 + 64 + activation_row_bytes(widest)
     queries = QUERY_BLOCK * (n_heads // n_kv_heads)

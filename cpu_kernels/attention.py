@@ -1,9 +1,9 @@
 """Attention over a block-transposed float16 KV cache, flash-style, and the rotary embedding that feeds it.
 
 Keys lie as [kv head, block, head_dim, KV_BLOCK]: a vector load takes one feature of 32 neighbouring positions, so a
-score needs no sum across lanes. Values lie as [kv head, position, head_dim]. A block is widened to float32 once and used
-by every query head of its group and by up to QUERY_BLOCK tokens. Softmax runs online (running maximum and sum), so a
-thread can take any range of blocks; partial results are merged afterwards.
+score needs no sum across lanes. Values lie as [kv head, position, head_dim]. A block is widened to float32 once and
+used by every query head of its group and by up to QUERY_BLOCK tokens. Softmax runs online (running maximum and sum), so
+a thread can take any range of blocks; partial results are merged afterwards.
 Source: Dao et al., FlashAttention (2022), algorithm 1; Flash-Decoding (2023) for the split over the keys.
 """
 

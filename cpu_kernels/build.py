@@ -56,7 +56,16 @@ def build(target: Target, isa: str, kind: str = "decoder") -> tuple[bytes, str]:
 def _compile(target: Target, isa: str, kind: str, path: Path, listing: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as scratch:
         new_object, new_listing = Path(scratch, "object"), Path(scratch, "listing")
-        command = [sys.executable, "-m", "cpu_kernels.worker", str(target), isa, kind, str(new_object), str(new_listing)]
+        command = [
+            sys.executable,
+            "-m",
+            "cpu_kernels.worker",
+            str(target),
+            isa,
+            kind,
+            str(new_object),
+            str(new_listing),
+        ]
         root = str(Path(__file__).resolve().parent.parent)
         search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         done = subprocess.run(

@@ -123,7 +123,7 @@ def _wrapper_module(library: Any, compiled: Sequence[tuple[Export, Any]]) -> Any
     return module
 
 
-@global_compiler_lock  # type: ignore[untyped-decorator]
+@global_compiler_lock  # type: ignore[untyped-decorator,unused-ignore]
 def compile_object(target: Target, exports: Sequence[Export]) -> Compiled:
     """Compile and link `exports` for `target`. Call it once in a process: Numba's global context is changed.
 

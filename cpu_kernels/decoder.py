@@ -24,7 +24,7 @@ _STORE, _ADD = 0, 1  # what a linear layer does with its result
 
 
 def make_linear_layer(ops: IsaOps, bits: int, activations: str) -> tuple[Any, Any]:
-    """(linear, gated) for weights of `bits`: both run records first … last - 1 of a layer on `tokens` activation rows."""
+    """(linear, gated) for weights of `bits`: records first … last - 1 of a layer on `tokens` activation rows."""
     kernels: RecordKernels = make_record_kernels(ops, bits, activations)
     dot1, dot4 = kernels.dot1, kernels.dot4
     silu_multiply = make_row_kernels(ops).silu_multiply
@@ -58,9 +58,7 @@ def make_linear_layer(ops: IsaOps, bits: int, activations: str) -> tuple[Any, An
             row = index * lanes
             token = 0
             while token + 4 <= tokens:
-                a, b, c, d = dot4(
-                    record, zeros, weights, groups, group_size, columns, x + token * x_stride, x_stride
-                )
+                a, b, c, d = dot4(record, zeros, weights, groups, group_size, columns, x + token * x_stride, x_stride)
                 here = out + token * out_stride
                 put(a, bias, row, here, mode)
                 put(b, bias, row, here + out_stride, mode)
@@ -111,7 +109,7 @@ def make_linear_layer(ops: IsaOps, bits: int, activations: str) -> tuple[Any, An
     return linear, gated
 
 
-def make_embedding_row(ops: IsaOps) -> Callable[..., Any]:
+def make_embedding_row(ops: IsaOps) -> Any:
     """embedding_row(descriptor, token id, out): one row of a 4- or 8-bit table as float32."""
     lanes = ops.lanes
     f32, f16, i8, i32 = ops.f32, ops.f16, ops.i8, ops.i32
@@ -168,7 +166,7 @@ def make_common_kernels(ops: IsaOps) -> CommonKernels:
     )
 
 
-def make_forward(ops: IsaOps, common: CommonKernels, activations: str) -> Callable[..., Any]:
+def make_forward(ops: IsaOps, common: CommonKernels, activations: str) -> Any:
     """forward(context, thread) with "int8" or "float" activations."""
     rows, attention, embedding_row = common.rows, common.attention, common.embedding_row
     rms_norm, quantize_row, copy_row = rows.rms_norm, rows.quantize_row, rows.copy_row

@@ -1,4 +1,4 @@
-"""What an object contains: the decoder for int8 and for float activations, and single kernels for tests and benchmarks."""
+"""What an object contains: the decoder for int8 and float activations, or single kernels for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ def kernel_exports(isa: Isa) -> list[Export]:
             exports.append(Export(f"linear_w{bits}{short}", linear.py_func, 9))
             exports.append(Export(f"gated_w{bits}{short}", gated.py_func, 8))
 
-    def rms_norm_row(x, weight, width, eps_bits, out):  # type: ignore[no-untyped-def]
+    def rms_norm_row(x, weight, width, eps_bits, out):
         rms_norm(x, weight, width, float_of_bits(types.int32(eps_bits)), out)
 
-    def quantize(x, width, group_size, out):  # type: ignore[no-untyped-def]
+    def quantize(x, width, group_size, out):
         quantize_row(x, width, group_size, out)
 
-    def exponentials(x, count, out):  # type: ignore[no-untyped-def]
+    def exponentials(x, count, out):
         for offset in range(0, 4 * count, 4 * lanes):
             store(out + offset, exponential(load(f32, x + offset)))
 
-    def write_cache(context, layer, token):  # type: ignore[no-untyped-def]
+    def write_cache(context, layer, token):
         write_keys_values(context, layer, token)
 
-    def attend_blocks(context, layer, kv_head, first, last, first_block, last_block, slot, slot_per_token, scratch):  # type: ignore[no-untyped-def]
+    def attend_blocks(context, layer, kv_head, first, last, first_block, last_block, slot, slot_per_token, scratch):
         attend(context, layer, kv_head, first, last, first_block, last_block, slot, slot_per_token, scratch)
 
-    def merge_slots(context, first_slot, slots, out):  # type: ignore[no-untyped-def]
+    def merge_slots(context, first_slot, slots, out):
         merge(context, first_slot, slots, out)
 
     return [

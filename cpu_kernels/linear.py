@@ -36,7 +36,6 @@ from cpu_kernels.vectors import (
     widen_unsigned,
     zero,
 )
-from edgeawq.checkpoints.model import QuantizedLinear
 
 OPTIONS = {"error_model": "numpy", "forceinline": True}
 
@@ -61,8 +60,9 @@ def estimate_linear(out_features: int, in_features: int, bits: int, group_size: 
 
 @dataclass(frozen=True)
 class RecordKernels:
-    """Kernels of one (bits, activations) pair. dot1(record, zeros, weights, groups, group_size, columns, x) → f32 vector;
+    """Kernels of one (bits, activations) pair.
 
+    dot1(record, zeros, weights, groups, group_size, columns, x) → f32 vector;
     dot4(…, x, x_stride) → the same for four activation rows.
     """
 
@@ -251,7 +251,7 @@ def make_int8_bytes(ops: IsaOps) -> RecordKernels:
 
 
 def make_float(ops: IsaOps, bits: int) -> RecordKernels:
-    """4- or 8-bit weights × float32 activations: (q - zero) · x, scaled once a group. Activation row: float32 values."""
+    """4- or 8-bit weights × float32 activations: (q - zero) · x, scaled once a group. An activation row is float32."""
     lanes, f32, f16, i32, i8 = ops.lanes, ops.f32, ops.f16, ops.i32, ops.i8
     register = 4 * lanes
     values = 32 // bits  # of one output row in one 32-bit lane
@@ -320,9 +320,14 @@ def make_record_kernels(ops: IsaOps, bits: int, activations: str) -> RecordKerne
     return make_int8_nibbles(ops) if bits == 4 else make_int8_bytes(ops)
 
 
-def reference_linear(x: np.ndarray, linear: QuantizedLinear) -> np.ndarray:
-    """What every kernel here must give, in float64: x [tokens, in] → [tokens, out]."""
-    scales = np.repeat(linear.scales.astype(np.float64), linear.group_size, axis=1)
-    zeros = np.repeat(linear.zeros.astype(np.float64), linear.group_size, axis=1)
-    result: np.ndarray = x.astype(np.float64) @ ((linear.q.astype(np.float64) - zeros) * scales).T
+def reference_linear(
+    x: np.ndarray, q: np.ndarray, scales: np.ndarray, zeros: np.ndarray, group_size: int
+) -> np.ndarray:
+    """What every kernel here must give, in float64.
+
+    x [tokens, in], q [out, in], scales and zeros [out, in / group_size] → [tokens, out].
+    """
+    wide_scales = np.repeat(scales.astype(np.float64), group_size, axis=1)
+    wide_zeros = np.repeat(zeros.astype(np.float64), group_size, axis=1)
+    result: np.ndarray = x.astype(np.float64) @ ((q.astype(np.float64) - wide_zeros) * wide_scales).T
     return result

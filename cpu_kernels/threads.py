@@ -88,13 +88,13 @@ def make_step_functions(kernels: ThreadKernels, forward: Callable[..., Any]) -> 
     """
     wait_while, publish = kernels.wait_while, kernels.publish
 
-    def step(context):  # type: ignore[no-untyped-def]
+    def step(context):
         if load(types.int64, context + 8 * abi.N_THREADS) > 1:
             sync = load(types.int64, context + 8 * abi.SYNC)
             publish(sync + _WORK, np.int32(atomic_load(sync + _WORK) + 1), sync + _WORK_SLEEPERS)
         forward(context, types.int64(0))  # a literal would make a copy of the whole decoder
 
-    def serve(context, thread):  # type: ignore[no-untyped-def]
+    def serve(context, thread):
         sync = load(types.int64, context + 8 * abi.SYNC)
         spins = load(types.int64, context + 8 * abi.SPIN_LIMIT)
         # Steps are numbered from 1, and none can pass without this thread: counting is enough.
@@ -106,7 +106,7 @@ def make_step_functions(kernels: ThreadKernels, forward: Callable[..., Any]) -> 
             done = np.int32(done + 1)
             forward(context, thread)
 
-    def stop(context):  # type: ignore[no-untyped-def]
+    def stop(context):
         sync = load(types.int64, context + 8 * abi.SYNC)
         atomic_store(sync + _QUIT, _ONE)
         publish(sync + _WORK, np.int32(atomic_load(sync + _WORK) + 1), sync + _WORK_SLEEPERS)

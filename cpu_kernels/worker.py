@@ -1,4 +1,4 @@
-"""`python -m cpu_kernels.worker TARGET ISA decoder|kernels OBJECT ASSEMBLY`: one compilation in a process of its own."""
+"""`python -m cpu_kernels.worker TARGET ISA decoder|kernels OBJECT ASSEMBLY`: one compilation in its own process."""
 
 from __future__ import annotations
 

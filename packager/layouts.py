@@ -4,12 +4,13 @@ A *tile* is what one vector register holds after unpacking: `tile_rows` output r
 (× 4 columns of 8-bit values). Every 32-bit lane of a register belongs to one output row, so a dot product of four
 columns needs no sum across lanes. `nibble_order` lists the tile's values in the order in which the two unpacked
 registers hold them: byte e of the packed register is value[e] | value[e + register_bytes] << 4, so that `and 15` and
-`shift right by 4` are the whole unpacking. Tiles follow each other along the rows of a *record*, then along the columns.
+`shift right by 4` are the whole unpacking. Tiles follow each other along the rows of a *record*, then along columns.
 
 One record, the unit a thread works on, holds `record_rows` output rows; its scales and zeros lie in front of its weights:
 
     scales   float16 [groups, record_rows]
-    zeros    4 bit: [groups, record_rows / 2] bytes, row r in nibble r (low nibble first); 8 bit: [groups, record_rows] bytes
+    zeros    4 bit: [groups, record_rows / 2] bytes, row r in nibble r (low nibble first);
+             8 bit: [groups, record_rows] bytes
     padding  to a multiple of 64 bytes
     weights  [in_features / columns of a tile, record_rows / tile_rows, register_bytes]
 
@@ -139,7 +140,8 @@ def _unpermute(weights: Bytes, layout: Layout, bits: int, in_features: int) -> B
     flat = np.empty_like(ordered)
     flat[..., order] = ordered
     split = flat.reshape(*flat.shape[:3], layout.tile_rows, columns)
-    return split.transpose(0, 2, 3, 1, 4).reshape(-1, in_features)
+    q: Bytes = split.transpose(0, 2, 3, 1, 4).reshape(-1, in_features)
+    return q
 
 
 def pack_gate_up(gate: QuantizedLinear, up: QuantizedLinear, layout: Layout) -> Bytes:

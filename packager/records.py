@@ -1,5 +1,8 @@
-"""Sizes of a linear layer's records, without numpy: shared by the packager, which writes them, and the device's runtime,
-which checks them before a kernel reads a byte. What a record holds is described in `packager.layouts`."""
+"""Sizes of a linear layer's records, without numpy.
+
+Shared by the packager, which writes them, and by the device's runtime, which checks them before a kernel reads a byte.
+What a record holds is described in `packager.layouts`.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +67,8 @@ def record_shape(layout: Layout, out_features: int, in_features: int, bits: int,
         raise BundleError(f"{bits}-bit weights have no layout", remedy="use 4 or 8 bits")
     if group_size % GROUP_MULTIPLE or group_size <= 0 or in_features % group_size or out_features <= 0:
         raise BundleError(
-            f"a layer of {out_features} × {in_features} in groups of {group_size} has no layout: the group size must be "
-            f"a multiple of {GROUP_MULTIPLE} and divide the input width",
+            f"a layer of {out_features} × {in_features} in groups of {group_size} has no layout: the group size must "
+            f"be a multiple of {GROUP_MULTIPLE} and divide the input width",
             remedy="quantize with a --group-size that does, such as 32 or 64",
         )
     groups = in_features // group_size

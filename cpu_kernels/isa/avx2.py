@@ -8,8 +8,8 @@
 | vpdpbusd ymm (AVX-VNNI) | s32 += Σ of 4 u8 × s8 | 4–5 / 0.5–1 |
 
 Overflow: a 4-bit weight is at most 15 and an activation at most 127 in size, so one vpmaddubsw lane holds at most
-2 · 15 · 127 = 3810; a chain of 8 (32 columns) stays at 30480 < 32767. An 8-bit weight is taken as w - 128 in -128 … 127:
-2 · 128 · 127 = 32512 < 32767, widened to 32 bits after every instruction.
+2 · 15 · 127 = 3810; a chain of 8 (32 columns) stays at 30480 < 32767. An 8-bit weight is taken as w - 128, which is in
+-128 … 127: 2 · 128 · 127 = 32512 < 32767, widened to 32 bits after every instruction.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
 | sadalp v.4s, v.8h | neighbouring s16 pairs added to s32 | 4–5 / 1 |
 | sdot v.4s, v.16b, v.16b (dot product) | s32 += Σ of 4 s8 × s8 | 2–3 / 2 per cycle |
 
-Overflow without the dot product: a chain of 8 products of a 4-bit weight in one s16 lane is at most 8 · 15 · 127 = 15240.
+Overflow without the dot product: a chain of 8 products of a 4-bit weight in an s16 lane is at most 15240.
 An 8-bit weight is taken as w - 128: one product is at most 128 · 127 = 16256, widened after every step.
 """
 
@@ -42,9 +42,7 @@ def _fold(builder: ir.IRBuilder, total: Any, products: Any) -> Any:
     for start in range(0, 32, 8):
         eight = take(builder, products, list(range(start, start + 8)))
         parts.append(call(builder, "llvm.aarch64.neon.saddlp.v4i32.v8i16", I32X4, eight))
-    sums = [
-        call(builder, "llvm.aarch64.neon.addp.v4i32", I32X4, parts[half], parts[half + 1]) for half in (0, 2)
-    ]
+    sums = [call(builder, "llvm.aarch64.neon.addp.v4i32", I32X4, parts[half], parts[half + 1]) for half in (0, 2)]
     return builder.add(total, join(builder, sums[0], sums[1]))
 
 

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -76,7 +76,7 @@ class Decoder:
             context_length = min(longest, DEFAULT_CONTEXT_LENGTH)
         if not 1 <= context_length <= longest:
             raise UsageError(
-                f"a context of {context_length} tokens is outside 1 … {longest}, what {bundle.manifest.model.name} allows",
+                f"a context of {context_length} tokens is outside 1 … {longest}, the limit of the model",
                 remedy=f"choose --context-length between 1 and {longest}",
             )
         if not 0 <= n_threads <= MAX_THREADS:
@@ -101,7 +101,8 @@ class Decoder:
             part = ids[start : start + abi.MAX_TOKENS]
             last = start + len(part) == len(ids)
             self._run(part, abi.LOGITS_LAST if last else abi.LOGITS_NONE)
-        return self._buffers.logits[0, : self.config.vocab_size]
+        logits: FloatArray = self._buffers.logits[0, : self.config.vocab_size]
+        return logits
 
     def forward_all(self, tokens: Sequence[int]) -> FloatArray:
         """Append `tokens` and return the logits after each: float32 [tokens, vocab_size]. For perplexity."""
@@ -160,7 +161,7 @@ class Decoder:
             )
         if self.position + len(ids) > self.context_length:
             raise ContextFullError(
-                f"{len(ids)} more tokens do not fit: {self.position} of {self.context_length} tokens of context are used",
+                f"{len(ids)} more tokens do not fit: {self.position} of {self.context_length} are used",
                 remedy="start a new conversation (/reset) or open the model with a larger --context-length",
             )
         return ids.astype(np.int32)
@@ -213,7 +214,7 @@ class _Buffers:
         return sum(array.nbytes for array in vars(self).values() if isinstance(array, np.ndarray))
 
 
-def _aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+def _aligned_zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """np.zeros that starts on a cache line."""
     kind = np.dtype(dtype)
     nbytes = math.prod(shape) * kind.itemsize

@@ -9,6 +9,7 @@ import numpy as np
 
 from cpu_kernels import abi
 from cpu_kernels.build import build
+from cpu_kernels.linear import reference_linear
 from device_profiles.target import Target
 from edgeawq.checkpoints.model import QuantizedLinear
 from edgeawq.runtime.cpu import machine, runnable_isas
@@ -99,6 +100,10 @@ def activation_rows(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndar
         rows[token, : data.size] = data
         meant[token] = (q.reshape(-1, group_size) * scales[:, None].astype(np.float64)).reshape(-1)
     return rows, meant
+
+
+def expected_linear(x: np.ndarray, linear: QuantizedLinear) -> np.ndarray:
+    return reference_linear(x, linear.q, linear.scales, linear.zeros, linear.group_size)
 
 
 def normalized_error(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cpu_kernels.linear import estimate_linear, reference_linear
+from cpu_kernels.linear import estimate_linear
 from edgeawq.checkpoints.model import QuantizedLinear
 from packager.layouts import pack_gate_up, pack_linear
 from tests.cpu_kernels.native_kernels import (
@@ -11,6 +11,7 @@ from tests.cpu_kernels.native_kernels import (
     activation_rows,
     address,
     descriptor,
+    expected_linear,
     load_kernels,
     normalized_error,
     random_linear,
@@ -37,7 +38,7 @@ def test_int8_activations_agree_with_float64(variant, bits, out_features, in_fea
             f"linear_w{bits}a8", address(words), STORE, address(rows), rows.shape[1], address(out), padded * 4, tokens, 0,
             padded // kernels.layout.record_rows,
         )  # fmt: skip
-        assert normalized_error(out[:, :out_features], reference_linear(meant, linear)) < 1e-11
+        assert normalized_error(out[:, :out_features], expected_linear(meant, linear)) < 1e-11
         assert not np.any(out[:, out_features:])  # rows that only fill up the last record
 
 
@@ -59,7 +60,7 @@ def test_float_activations_agree_with_float64(variant, bits, out_features, in_fe
         f"linear_w{bits}a32", address(words), ADD, address(x), in_features * 4, address(out), padded * 4, 6, 0,
         padded // kernels.layout.record_rows,
     )  # fmt: skip
-    expected = before[:, :out_features] + reference_linear(x, linear) + bias[:out_features]
+    expected = before[:, :out_features] + expected_linear(x, linear) + bias[:out_features]
     assert normalized_error(out[:, :out_features], expected) < 1e-11
 
 
@@ -82,13 +83,10 @@ def test_sums_do_not_overflow_at_the_extremes(variant, sign, bits):
         x = np.full((1, in_features), sign, np.float32)
         activations, meant = activation_rows(x, group_size)
         out = np.full((1, rows), np.nan, np.float32)
-        words = descriptor(pack_linear(linear, kernels.layout), linear)
         weights = pack_linear(linear, kernels.layout)
         words = descriptor(weights, linear)
-        kernels.call(
-            f"linear_w{bits}a8", address(words), STORE, address(activations), 0, address(out), 0, 1, 0, 1
-        )
-        np.testing.assert_allclose(out, reference_linear(meant, linear), rtol=1e-6)
+        kernels.call(f"linear_w{bits}a8", address(words), STORE, address(activations), 0, address(out), 0, 1, 0, 1)
+        np.testing.assert_allclose(out, expected_linear(meant, linear), rtol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -106,7 +104,7 @@ def test_gated_is_silu_of_gate_times_up(variant, bits, tokens):
         f"gated_w{bits}a8", address(words), address(rows), rows.shape[1], address(out), 96 * 4, tokens, 0,
         96 // kernels.layout.record_rows,
     )  # fmt: skip
-    g, u = reference_linear(meant, gate), reference_linear(meant, up)
+    g, u = expected_linear(meant, gate), expected_linear(meant, up)
     assert normalized_error(out, g / (1 + np.exp(-g)) * u) < 1e-10
 
 
@@ -122,7 +120,7 @@ def test_a_share_of_the_records_touches_only_its_rows(variant):
     words = descriptor(weights, linear)
     kernels.call("linear_w4a32", address(words), STORE, address(x), 256, address(out), 16 * rows, 1, 1, 3)
     assert np.all(out[:, :rows] == 7.25) and np.all(out[:, 3 * rows :] == 7.25)
-    assert normalized_error(out[:, rows : 3 * rows], reference_linear(x, linear)[:, rows : 3 * rows]) < 1e-11
+    assert normalized_error(out[:, rows : 3 * rows], expected_linear(x, linear)[:, rows : 3 * rows]) < 1e-11
 
 
 def test_estimate_counts_every_weight_once():

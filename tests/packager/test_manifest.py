@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cpu_kernels.abi import ABI_VERSION
+from edgeawq.errors import BundleError
+from packager.manifest import (
+    ALIGNMENT,
+    KERNEL_ABI,
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    dump_manifest,
+    expected_tensors,
+    open_bundle_file,
+    parse_manifest,
+    read_manifest,
+    verify_files,
+)
+
+SHA = "0" * 64
+
+
+def make_document(n_layers: int = 2, tied: bool = False) -> dict[str, Any]:
+    """A valid manifest of a small model, as plain JSON values."""
+    model = {
+        "name": "tiny",
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "n_layers": n_layers,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 100,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": tied,
+        "attention_bias": True,
+        "mlp_bias": False,
+        "rope_scaling": {
+            "kind": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "attention_factor": 0.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+        },
+        "rope_attention_factor": 1.0,
+        "bos_token_id": None,
+        "eos_token_ids": [2, 3],
+    }
+    shapes = {"hidden": 64, "qkv": 128, "vocab": 100}
+    tensors: list[dict[str, Any]] = []
+    offset = 0
+
+    def add(name: str, kind: str, out_features: int, in_features: int) -> None:
+        nonlocal offset
+        linear = kind == "linear"
+        nbytes = out_features * in_features if linear else 4 * out_features
+        tensors.append(
+            {
+                "name": name,
+                "kind": kind,
+                "bits": 4 if linear else 32,
+                "group_size": 32 if linear else 0,
+                "out_features": out_features,
+                "in_features": in_features,
+                "layout": "avx2" if linear else "",
+                "offset": offset,
+                "nbytes": nbytes,
+            }
+        )
+        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+    add("embed", "linear", shapes["vocab"], 64)
+    for i in range(n_layers):
+        add(f"layers.{i}.input_norm", "f32", 64, 1)
+        add(f"layers.{i}.qkv", "linear", 128, 64)
+        add(f"layers.{i}.qkv_bias", "f32", 128, 1)
+        add(f"layers.{i}.o", "linear", 64, 64)
+        add(f"layers.{i}.post_norm", "f32", 64, 1)
+        add(f"layers.{i}.gate_up", "linear", 192, 64)
+        add(f"layers.{i}.down", "linear", 64, 96)
+    add("final_norm", "f32", 64, 1)
+    add("rope_inv_freq", "f32", 8, 1)
+    if not tied:
+        add("head", "linear", 100, 64)
+    return {
+        "format": "edgeawq-bundle",
+        "format_version": 1,
+        "tool": {"name": "edgeawq", "version": "0.1.0"},
+        "model": model,
+        "device": {"profile": "pi4", "isas": ["avx2"], "triple": "x86_64-unknown-linux-gnu", "cpu": "x86-64-v3"},
+        "files": [
+            {"path": "weights.bin", "size": offset, "sha256": SHA, "role": "weights"},
+            {"path": "kernels/avx2.o", "size": 1000, "sha256": SHA, "role": "kernels"},
+            {"path": "tokenizer.json", "size": 1000, "sha256": SHA, "role": "tokenizer"},
+            {"path": "generation.json", "size": 10, "sha256": SHA, "role": "generation"},
+        ],
+        "kernels": [
+            {
+                "file": "kernels/avx2.o",
+                "isa": "avx2",
+                "triple": "x86_64-unknown-linux-gnu",
+                "cpu": "x86-64-v3",
+                "features": ["+fma", "-avx512f"],
+                "abi": 1,
+            }
+        ],
+        "tensors": tensors,
+    }
+
+
+def parse(document: Any) -> Manifest:
+    return parse_manifest(json.dumps(document).encode())
+
+
+def refused(document: Any, match: str) -> None:
+    with pytest.raises(BundleError, match=match) as caught:
+        parse(document)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("n_layers", [1, 2, 31])
+def test_dump_and_parse_are_inverse(n_layers: int, tied: bool) -> None:
+    manifest = parse(make_document(n_layers, tied))
+    data = dump_manifest(manifest)
+    assert parse_manifest(data) == manifest
+    assert dump_manifest(parse_manifest(data)) == data
+    assert len(manifest.tensors) == 7 * n_layers + (3 if tied else 4)
+    assert manifest.tensor("embed") == manifest.tensors[0]
+    assert manifest.tensor("nothing") is None
+    assert manifest.file("golden") is None
+
+
+def test_the_abi_is_the_one_of_the_kernels() -> None:
+    assert KERNEL_ABI == ABI_VERSION
+
+
+def test_key_order_does_not_matter() -> None:
+    document = make_document()
+    backwards = {key: document[key] for key in reversed(document)}
+    assert dump_manifest(parse(document)) == dump_manifest(parse(backwards))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/etc/passwd",
+        "../weights.bin",
+        "a/../../b",
+        "a/..",
+        "./weights.bin",
+        "a//b",
+        "a\\b",
+        "C:\\b",
+        "",
+        "a/",
+        ".hidden",
+        "-rf",
+        "ä.o",
+        "a b",
+        "a\nb",
+        "a\0b",
+        "a/b/c/d/e",
+        "x" * 65,
+        "manifest.json",
+        "Manifest.JSON",
+        None,
+        7,
+        ["weights.bin"],
+    ],
+)
+def test_unsafe_paths_are_refused(path: Any) -> None:
+    document = make_document()
+    document["files"][2]["path"] = path
+    refused(document, "path")
+    document = make_document()
+    document["kernels"][0]["file"] = path
+    refused(document, "path|kernels")
+
+
+def change(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    """A change of one value: "tensors.0.bits"; DELETE removes the key."""
+
+    def apply(document: dict[str, Any]) -> None:
+        *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+        target: Any = document
+        for key in parents:
+            target = target[key]
+        if value == "DELETE":
+            del target[last]
+        else:
+            target[last] = value
+
+    return apply
+
+
+CHANGES = {
+    "another format": (change("format", "other"), "not a bundle"),
+    "a later version": (change("format_version", 2), "format version 2"),
+    "version true": (change("format_version", True), "format version True"),
+    "an unknown key": (change("surprise", 1), "unknown 'surprise'"),
+    "an unknown key deeper": (change("model.surprise", 1), "unknown 'surprise'"),
+    "a missing key": (change("model.head_dim", "DELETE"), "missing 'head_dim'"),
+    "text as number": (change("model.hidden_size", "64"), "hidden_size"),
+    "a float as integer": (change("model.hidden_size", 64.0), "hidden_size"),
+    "a boolean as integer": (change("model.n_layers", True), "n_layers"),
+    "a huge width": (change("model.hidden_size", 1 << 40), "hidden_size"),
+    "a huge number of layers": (change("model.n_layers", 10**9), "n_layers"),
+    "heads that do not share": (change("model.n_kv_heads", 3), "KV heads"),
+    "an odd head": (change("model.head_dim", 15), "head_dim"),
+    "a negative token": (change("model.eos_token_ids", [-1]), "token ids"),
+    "a boolean token": (change("model.eos_token_ids", [True]), "token ids"),
+    "many tokens": (change("model.eos_token_ids", [1] * 65), "eos_token_ids"),
+    "a name with a control character": (change("model.name", "a\x1b[2J"), "name"),
+    "two entries for a file": (lambda d: d["files"].append(d["files"][0]), "twice"),
+    "two names that differ in case": (change("files.2.path", "Weights.bin"), "twice"),
+    "a file that is a folder": (change("files.2.path", "kernels"), "collides"),
+    "no weights": (lambda d: d["files"].pop(0), "'weights'"),
+    "two tokenizers": (change("files.3.role", "tokenizer"), "'tokenizer'"),
+    "an unknown role": (change("files.3.role", "virus"), "role"),
+    "a role that is a list": (change("files.3.role", []), "role"),
+    "a huge tokenizer": (change("files.2.size", 1 << 40), "size"),
+    "a negative size": (change("files.0.size", -1), "size"),
+    "an upper-case hash": (change("files.0.sha256", "A" * 64), "sha256"),
+    "a short hash": (change("files.0.sha256", "0" * 63), "sha256"),
+    "many files": (lambda d: d["files"].extend(d["files"] * 100), "files"),
+    "a kernel of another file": (change("kernels.0.file", "tokenizer.json"), "kernels"),
+    "a kernel for another device": (change("kernels.0.isa", "neon"), "instruction sets"),
+    "another ABI": (change("kernels.0.abi", 2), "abi"),
+    "a wrong feature": (change("kernels.0.features", ["fma"]), "features"),
+    "two kernels for one set": (lambda d: d["kernels"].append(d["kernels"][0]), "kernels"),
+    "an unknown kind": (change("tensors.0.kind", "f64"), "kind"),
+    "a tensor twice": (change("tensors.2.name", "embed"), "twice"),
+    "a misaligned tensor": (change("tensors.3.offset", 32), "multiple of 64"),
+    "overlapping tensors": (change("tensors.1.offset", 0), "overlaps"),
+    "a tensor beyond the end": (change("tensors.0.offset", 1 << 20), "beyond"),
+    "a tensor far beyond the end": (change("tensors.0.offset", 1 << 60), "offset"),
+    "a tensor that is too small": (change("tensors.0.nbytes", 64), "too few"),
+    "a vector of the wrong size": (change("tensors.1.nbytes", 128), "not the 256 of its shape"),
+    "a vector with bits": (change("tensors.1.bits", 4), "f32"),
+    "5 bits": (change("tensors.0.bits", 5), "bits"),
+    "no layout": (change("tensors.0.layout", ""), "layout"),
+    "a group that does not divide": (change("tensors.0.group_size", 48), "groups of 48"),
+    "no group": (change("tensors.0.group_size", 0), "groups of 0"),
+    "a wrong shape": (change("tensors.2.out_features", 96), "the model needs linear"),
+    "a missing tensor": (lambda d: d["tensors"].pop(4), "is missing"),
+    "a tensor too many": (change("tensors.3.name", "layers.7.qkv_bias"), "unknown tensors"),
+    "a head beside a tied embedding": (change("model.tie_word_embeddings", True), "unknown tensors: head"),
+    "a bias in a model without": (change("model.attention_bias", False), "unknown tensors: layers.0.qkv_bias"),
+    "no tensors at all": (change("tensors", []), "is missing"),
+    "tensors as an object": (change("tensors", {}), "list"),
+    "a tensor that is none": (change("tensors.0", None), "not an object"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_one_wrong_value_is_refused(case: str) -> None:
+    mutate, match = CHANGES[case]
+    document = make_document()
+    parse(document)
+    mutate(document)
+    refused(document, match)
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        (b"", "JSON"),
+        (b"\xff\xfe", "JSON"),
+        (b"[1]", "not a JSON object"),
+        (b"null", "not a JSON object"),
+        (b"{}", "not a bundle"),
+        (b'{"format": NaN}', "NaN"),
+        (b'{"format": 1, "format": 2}', "twice"),
+        (b'{"a":' * 100_000, "JSON"),
+        (b"1" * 10_000, "JSON"),
+        (b" " * (MAX_MANIFEST_BYTES + 1), "limit"),
+    ],
+)
+def test_bytes_that_are_no_manifest_are_refused(data: bytes, match: str) -> None:
+    with pytest.raises(BundleError, match=match):
+        parse_manifest(data)
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=20)
+    | st.sampled_from(["../x", "/x", "kernels/avx2.o", "f32", "linear", "weights"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def paths_of(value: Any, prefix: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON document."""
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [prefix, *(path for key, inner in items for path in paths_of(inner, (*prefix, key)))]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_mutated_manifests_are_parsed_or_refused_and_never_crash(data: st.DataObject) -> None:
+    document = copy.deepcopy(make_document(1))
+    for _ in range(data.draw(st.integers(1, 3))):
+        *parents, last = data.draw(st.sampled_from(paths_of(document)[1:]))
+        target: Any = document
+        for key in parents:
+            target = target[key]
+        action = data.draw(st.sampled_from(["replace", "delete", "duplicate"]))
+        if action == "delete":
+            del target[last]
+        elif action == "duplicate" and isinstance(target, list):
+            target.insert(last, copy.deepcopy(target[last]))
+        else:
+            target[last] = data.draw(JSON_VALUES)
+    try:
+        manifest = parse(document)
+    except BundleError:
+        return
+    weights = manifest.file("weights")
+    assert weights is not None
+    names = {name for name, *_ in expected_tensors(manifest.model)}
+    end = 0
+    for tensor in sorted(manifest.tensors, key=lambda tensor: tensor.offset):
+        assert end <= tensor.offset <= tensor.offset + tensor.nbytes <= weights.size
+        assert tensor.offset % ALIGNMENT == 0
+        assert tensor.name in names
+        end = tensor.offset + tensor.nbytes
+    for entry in manifest.files:
+        assert not os.path.isabs(entry.path)
+        assert os.path.normpath(entry.path) == entry.path
+        assert ".." not in entry.path.split("/")
+    assert parse_manifest(dump_manifest(manifest)) == manifest
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_never_crash(data: st.DataObject) -> None:
+    raw = bytearray(json.dumps(make_document(1)).encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(raw) - 1))
+        action = data.draw(st.sampled_from(["flip", "cut", "insert"]))
+        if action == "flip":
+            raw[position] ^= data.draw(st.integers(1, 255))
+        elif action == "cut":
+            del raw[position : position + data.draw(st.integers(1, 200))]
+            raw = raw or bytearray(b"{")
+        else:
+            raw[position:position] = data.draw(st.binary(max_size=8))
+    try:
+        parse_manifest(bytes(raw))
+    except BundleError as error:
+        assert error.what
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(BundleError):
+        parse_manifest(data)
+
+
+def write_bundle(folder: Path) -> Manifest:
+    """A folder with files of the right sizes and hashes."""
+    import hashlib
+
+    document = make_document(1)
+    for index, entry in enumerate(document["files"]):
+        content = bytes([index + 1]) * entry["size"]
+        path = folder / entry["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        entry["sha256"] = hashlib.sha256(content).hexdigest()
+    manifest = parse(document)
+    (folder / "manifest.json").write_bytes(dump_manifest(manifest))
+    return manifest
+
+
+def test_files_are_verified_with_progress(tmp_path: Path) -> None:
+    manifest = write_bundle(tmp_path)
+    assert read_manifest(tmp_path) == manifest
+    seen: list[tuple[int, int]] = []
+    verify_files(tmp_path, manifest, lambda done, total: seen.append((done, total)))
+    total = sum(entry.size for entry in manifest.files)
+    assert seen[-1] == (total, total)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+@pytest.mark.parametrize("path", ["weights.bin", "kernels/avx2.o", "tokenizer.json", "generation.json"])
+def test_every_flipped_bit_and_missing_byte_is_found(tmp_path: Path, path: str) -> None:
+    manifest = write_bundle(tmp_path)
+    data = bytearray((tmp_path / path).read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / path).write_bytes(data)
+    with pytest.raises(BundleError, match="damaged"):
+        verify_files(tmp_path, manifest)
+    (tmp_path / path).write_bytes(data[:-1])
+    with pytest.raises(BundleError, match="the manifest says"):
+        verify_files(tmp_path, manifest)
+    (tmp_path / path).unlink()
+    with pytest.raises(BundleError, match="cannot open"):
+        verify_files(tmp_path, manifest)
+
+
+def test_links_and_special_files_are_refused(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    manifest = write_bundle(bundle)
+    (bundle / "tokenizer.json").rename(tmp_path / "outside")
+    (bundle / "tokenizer.json").symlink_to(tmp_path / "outside")
+    with pytest.raises(BundleError, match="cannot open"):
+        verify_files(bundle, manifest)
+    (bundle / "tokenizer.json").unlink()
+    os.mkfifo(bundle / "tokenizer.json")
+    with pytest.raises(BundleError, match="not a regular file"):
+        open_bundle_file(bundle, "tokenizer.json")
+    (bundle / "kernels").rename(tmp_path / "elsewhere")
+    (bundle / "kernels").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleError, match="not a folder"):
+        open_bundle_file(bundle, "kernels/avx2.o")
+
+
+def test_the_bundle_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    manifest = write_bundle(bundle)
+    (tmp_path / "current").symlink_to("bundle")
+    verify_files(tmp_path / "current", manifest)
+
+
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"cannot open .*manifest\.json"):
+        read_manifest(tmp_path)
