@@ -9,6 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO := .demo
 MODEL := embedded:smollm2-135m-instruct
 QUESTION := What is the capital of France?
+DEVICE = EDGEAWQ_LOCAL_ROOT=$(CURDIR)/$(DEMO)/device
 
 .PHONY: help demo test check bench format clean
 .DELETE_ON_ERROR:
@@ -45,7 +46,24 @@ $(VENV)/servers.stamp: $(VENV)/dev.stamp
 	@touch $@
 
 demo: $(VENV)/host.stamp
-	@BIN=$(BIN) DEMO=$(DEMO) MODEL='$(MODEL)' QUESTION='$(QUESTION)' sh docs/demo.sh
+	@mkdir -p $(DEMO)
+	@test -f $(DEMO)/checkpoint/config.json || { \
+	  echo '== 1 of 4: quantize $(MODEL) to 4 bits'; \
+	  $(BIN)/edgeawq quantize $(MODEL) -o $(DEMO)/checkpoint; }
+	@test -f $(DEMO)/model.edgeawq/manifest.json || { \
+	  echo '== 2 of 4: pack it for this machine'; \
+	  $(BIN)/edgeawq pack $(DEMO)/checkpoint --device host -o $(DEMO)/model.edgeawq; }
+	@echo '== 3 of 4: deploy it to a device; here the device is this machine, its folder $(DEMO)/device'
+	@$(DEVICE) $(BIN)/edgeawq push localhost $(DEMO)/model.edgeawq
+	@echo '== 4 of 4: ask it'
+	@echo '> $(QUESTION)'
+	@$(DEVICE) $(BIN)/edgeawq chat localhost --temperature 0 --prompt '$(QUESTION)'
+	@echo
+	@echo '== It runs. Go on with:'
+	@echo '   $(BIN)/edgeawq chat $(DEMO)/model.edgeawq              # a chat in this terminal'
+	@echo '   $(DEVICE) $(BIN)/edgeawq status localhost   # what runs on the device'
+	@echo '   $(BIN)/edgeawq device add pi4 pi@raspberrypi.local     # a board of yours'
+	@echo '   $(BIN)/edgeawq push pi4 $(DEMO)/checkpoint && $(BIN)/edgeawq chat pi4'
 
 test: $(VENV)/servers.stamp
 	@echo '== Running the tests'

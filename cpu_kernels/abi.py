@@ -60,8 +60,8 @@ LAYER_QKV = 2  # four linear descriptors follow, LINEAR_WORDS each
 LAYER_O = 10
 LAYER_GATE_UP = 18
 LAYER_DOWN = 26
-KEYS = 34  # address: float16 [N_KV_HEADS, CONTEXT_LENGTH / KV_BLOCK, HEAD_DIM, KV_BLOCK]
-VALUES = 35  # address: float16 [N_KV_HEADS, CONTEXT_LENGTH, HEAD_DIM]
+KEYS = 34  # address: CACHE_ELEMENT [N_KV_HEADS, CONTEXT_LENGTH / KV_BLOCK, HEAD_DIM, KV_BLOCK]
+VALUES = 35  # address: CACHE_ELEMENT [N_KV_HEADS, CONTEXT_LENGTH, HEAD_DIM]
 LAYER_WORDS = 36
 
 # Words of a linear descriptor.
@@ -81,6 +81,9 @@ SYNC_WORK = 48  # number of the step; threads wait for it to change
 SYNC_WORK_SLEEPERS = 64
 SYNC_QUIT = 80
 SYNC_WORDS = 96
+
+# What the KV cache holds, by kind of activations.
+CACHE_ELEMENT = {"int8": "f16", "float": "f32"}
 
 MAX_TOKENS = 64  # tokens of one step
 KV_BLOCK = 32  # positions that attention takes at a time

@@ -1,4 +1,4 @@
-"""Attention over a block-transposed float16 KV cache, flash-style, and the rotary embedding that feeds it.
+"""Attention over a block-transposed KV cache, flash-style, and the rotary embedding that feeds it.
 
 Keys lie as [kv head, block, head_dim, KV_BLOCK]: a vector load takes one feature of 32 neighbouring positions, so a
 score needs no sum across lanes. Values lie as [kv head, position, head_dim]. A block is widened to float32 once and
@@ -18,7 +18,7 @@ from numba import njit, types
 
 from cpu_kernels import abi
 from cpu_kernels.elementwise import make_exponential
-from cpu_kernels.linear import OPTIONS, Estimates, IsaOps
+from cpu_kernels.linear import OPTIONS, Estimates
 from cpu_kernels.vectors import (
     Vector,
     convert,
@@ -42,7 +42,7 @@ _FEATURES = 16  # features that one step of the value sum takes
 
 
 def estimate_attention(n_heads: int, n_kv_heads: int, head_dim: int, positions: int) -> Estimates:
-    """Cost of one token's attention in one layer: two products with the cache; float16 keys and values read once."""
+    """Cost of one token's attention in one layer: two products; keys and values in float16 read once."""
     return Estimates(operations=4 * n_heads * head_dim * positions, bytes=4 * n_kv_heads * head_dim * positions)
 
 
@@ -58,10 +58,12 @@ class AttentionKernels:
     merge: Callable[..., Any]
 
 
-def make_attention_kernels(ops: IsaOps) -> AttentionKernels:
-    """Attention at the instruction set's width; head_dim must be a multiple of 16."""
-    block_f32, block_f16 = Vector("f32", _BLOCK), Vector("f16", _BLOCK)
-    part_f32, part_f16 = Vector("f32", _FEATURES), Vector("f16", _FEATURES)
+def make_attention_kernels(cache: str) -> AttentionKernels:
+    """Attention over a cache of "f16" or "f32" elements; head_dim must be a multiple of 16."""
+    block_f32, block_cache = Vector("f32", _BLOCK), Vector(cache, _BLOCK)
+    part_f32, part_cache = Vector("f32", _FEATURES), Vector(cache, _FEATURES)
+    size = {"f16": 2, "f32": 4}[cache]  # bytes of an element
+    store_element = store_half if cache == "f16" else store
     exponential = make_exponential(_BLOCK)
     exponential8 = make_exponential(8)
     scalar_kind = Vector("f32", 8)
@@ -89,17 +91,17 @@ def make_attention_kernels(ops: IsaOps) -> AttentionKernels:
             key = row + 4 * (heads + head) * head_dim
             value = row + 4 * (heads + kv_heads + head) * head_dim
             block = (head * (length // _BLOCK) + position // _BLOCK) * head_dim * _BLOCK
-            key_out = load(types.int64, layer + 8 * abi.KEYS) + 2 * (block + position % _BLOCK)
+            key_out = load(types.int64, layer + 8 * abi.KEYS) + size * (block + position % _BLOCK)
             for i in range(half):
                 first = load(types.float32, key + 4 * i)
                 second = load(types.float32, key + 4 * (i + half))
                 cosine = load(types.float32, cosines + 4 * i)
                 sine = load(types.float32, sines + 4 * i)
-                store_half(key_out + 2 * _BLOCK * i, first * cosine - second * sine)
-                store_half(key_out + 2 * _BLOCK * (i + half), second * cosine + first * sine)
-            value_out = load(types.int64, layer + 8 * abi.VALUES) + 2 * (head * length + position) * head_dim
+                store_element(key_out + size * _BLOCK * i, first * cosine - second * sine)
+                store_element(key_out + size * _BLOCK * (i + half), second * cosine + first * sine)
+            value_out = load(types.int64, layer + 8 * abi.VALUES) + size * (head * length + position) * head_dim
             for i in range(0, head_dim, _FEATURES):
-                store(value_out + 2 * i, convert(part_f16, load(part_f32, value + 4 * i)))
+                store(value_out + size * i, convert(part_cache, load(part_f32, value + 4 * i)))
 
     @njit(**OPTIONS)
     def rotate_queries(context, kv_head, first, last, out):
@@ -130,12 +132,12 @@ def make_attention_kernels(ops: IsaOps) -> AttentionKernels:
         head_dim = field(context, abi.HEAD_DIM)
         length = field(context, abi.CONTEXT_LENGTH)
         source = load(types.int64, layer + 8 * abi.KEYS)
-        source += 2 * (kv_head * (length // _BLOCK) + block) * head_dim * _BLOCK
+        source += size * (kv_head * (length // _BLOCK) + block) * head_dim * _BLOCK
         for i in range(head_dim):
-            store(keys + _BLOCK_F32 * i, convert(block_f32, load(block_f16, source + 2 * _BLOCK * i)))
-        source = load(types.int64, layer + 8 * abi.VALUES) + 2 * (kv_head * length + block * _BLOCK) * head_dim
+            store(keys + _BLOCK_F32 * i, convert(block_f32, load(block_cache, source + size * _BLOCK * i)))
+        source = load(types.int64, layer + 8 * abi.VALUES) + size * (kv_head * length + block * _BLOCK) * head_dim
         for i in range(0, positions * head_dim, _FEATURES):
-            store(values + 4 * i, convert(part_f32, load(part_f16, source + 2 * i)))
+            store(values + 4 * i, convert(part_f32, load(part_cache, source + size * i)))
 
     @njit(**OPTIONS)
     def attend_block(query, head_dim, positions, keys, values, scores, out, state):

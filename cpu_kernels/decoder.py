@@ -154,21 +154,19 @@ class CommonKernels:
     """What the decoders for int8 and for float activations share, so that an object holds it once."""
 
     rows: RowKernels
-    attention: AttentionKernels
     embedding_row: Callable[..., Any]
     threads: ThreadKernels
 
 
 def make_common_kernels(ops: IsaOps) -> CommonKernels:
     """The kernels that do not depend on the kind of activations."""
-    return CommonKernels(
-        make_row_kernels(ops), make_attention_kernels(ops), make_embedding_row(ops), make_thread_kernels(ops)
-    )
+    return CommonKernels(make_row_kernels(ops), make_embedding_row(ops), make_thread_kernels(ops))
 
 
 def make_forward(ops: IsaOps, common: CommonKernels, activations: str) -> Any:
-    """forward(context, thread) with "int8" or "float" activations."""
-    rows, attention, embedding_row = common.rows, common.attention, common.embedding_row
+    """forward(context, thread): "int8" activations and a float16 KV cache, or "float" and float32: the exact path."""
+    rows, embedding_row = common.rows, common.embedding_row
+    attention: AttentionKernels = make_attention_kernels(abi.CACHE_ELEMENT[activations])
     rms_norm, quantize_row, copy_row = rows.rms_norm, rows.quantize_row, rows.copy_row
     write_keys_values, attend, merge = attention.write_keys_values, attention.attend, attention.merge
     barrier = common.threads.barrier

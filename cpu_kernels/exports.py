@@ -32,7 +32,7 @@ def kernel_exports(isa: Isa) -> list[Export]:
     """Single kernels under their own names: linear_w{4,8}a{8,32}, gated_…, rms_norm, quantize_row, exponential, …"""
     ops = IsaOps(isa)
     rows = make_row_kernels(ops)
-    attention = make_attention_kernels(ops)
+    attention = make_attention_kernels("f16")
     rms_norm, quantize_row = rows.rms_norm, rows.quantize_row
     write_keys_values, attend, merge = attention.write_keys_values, attention.attend, attention.merge
     exponential, f32, lanes = make_exponential(ops.lanes), ops.f32, ops.lanes

@@ -231,6 +231,8 @@ def _type_convert(kind: Any, source: Any) -> Any:
     target = _kind(kind)
 
     def emit(builder: ir.IRBuilder, _: Any, value: Any) -> Any:
+        if target == source:
+            return value
         if _is_float(target) and _is_float(source):
             widen = target.element == "f32"
             return (builder.fpext if widen else builder.fptrunc)(value, target.llvm)

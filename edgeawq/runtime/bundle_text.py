@@ -58,10 +58,10 @@ def open_bundle_text(folder: Path) -> BundleText:
 
 def read_sampling(defaults: Mapping[str, Any]) -> SamplerSettings:
     """Sampler settings from generation defaults (Hugging Face's names); BundleError when they make no sense."""
-    if defaults.get("do_sample") is False:
-        return SamplerSettings(repetition_penalty=defaults.get("repetition_penalty", 1.0))
     given = {name: defaults[name] for name in _SAMPLING_FIELDS if defaults.get(name) is not None}
     try:
+        if defaults.get("do_sample") is False:
+            return SamplerSettings(repetition_penalty=given.get("repetition_penalty", 1.0))
         return replace(DEFAULT_SAMPLING, **given)
     except UsageError as error:
         raise BundleError(

@@ -44,7 +44,8 @@ class Decoder:
         self.isa = kernel.isa
         self._native = load_object(bundle.kernel_object(kernel))
         self._step = self._native.function(f"edgeawq_step_{activations}", 1)
-        self._buffers = _Buffers(self.config, n_threads, context_length)
+        self._cache_dtype = np.dtype({"f16": np.float16, "f32": np.float32}[abi.CACHE_ELEMENT[activations]])
+        self._buffers = _Buffers(self.config, n_threads, context_length, self._cache_dtype)
         self._cosines, self._sines = _rotary_tables(bundle, context_length)
         self._context = _make_context(bundle, self._buffers, self._cosines, self._sines, n_threads, context_length)
         self._context_address = int(self._context.ctypes.data)
@@ -67,7 +68,7 @@ class Decoder:
         """Open the bundle in `folder`.
 
         n_threads: 0 takes every CPU this process may use. context_length: tokens; None takes the model's own, at most
-        DEFAULT_CONTEXT_LENGTH. activations: "int8" (fast) or "float" (float32, to compare with).
+        DEFAULT_CONTEXT_LENGTH. activations: "int8" (fast, float16 cache) or "float" (float32, to compare with).
         Raises BundleError, KernelError or UsageError.
         """
         bundle = open_bundle(Path(folder))
@@ -133,7 +134,8 @@ class Decoder:
     @property
     def kv_cache_bytes_per_token(self) -> int:
         """Bytes that one more token of context takes."""
-        return 4 * self.config.n_layers * self.config.n_kv_heads * self.config.head_dim
+        features = self.config.n_layers * self.config.n_kv_heads * self.config.head_dim
+        return 2 * features * self._cache_dtype.itemsize
 
     def close(self) -> None:
         """Stop the threads. The decoder cannot be used afterwards."""
@@ -178,7 +180,7 @@ class Decoder:
 class _Buffers:
     """Everything the native code writes to. Zeroed memory is taken from the system when it is first touched."""
 
-    def __init__(self, model: ModelSpec, n_threads: int, context_length: int) -> None:
+    def __init__(self, model: ModelSpec, n_threads: int, context_length: int, cache_dtype: np.dtype[Any]) -> None:
         attention_width = model.n_heads * model.head_dim
         widest = max(model.hidden_size, model.intermediate_size, attention_width)
         blocks = -(-context_length // abi.KV_BLOCK)
@@ -191,8 +193,8 @@ class _Buffers:
             model.hidden_size, model.intermediate_size, model.n_heads, model.n_kv_heads, model.head_dim
         )
         cache = (model.n_layers, model.n_kv_heads, self.cache_length * model.head_dim)
-        self.keys = _aligned_zeros(cache, np.float16)  # [layers, kv heads, blocks · head_dim · KV_BLOCK]
-        self.values = _aligned_zeros(cache, np.float16)  # [layers, kv heads, positions · head_dim]
+        self.keys = _aligned_zeros(cache, cache_dtype)  # [layers, kv heads, blocks · head_dim · KV_BLOCK]
+        self.values = _aligned_zeros(cache, cache_dtype)  # [layers, kv heads, positions · head_dim]
         self.tokens = _aligned_zeros((abi.MAX_TOKENS,), np.int32)
         self.residual = _aligned_zeros((abi.MAX_TOKENS, model.hidden_size), np.float32)
         self.qkv = _aligned_zeros((abi.MAX_TOKENS, -(-self.qkv_stride // 16) * 16), np.float32)

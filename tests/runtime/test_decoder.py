@@ -55,10 +55,10 @@ def test_float_activations_agree_with_torch(model, bundle, threads):
     tokens = random_tokens(model, 150)  # two whole steps of 64 tokens and a part; five blocks of keys
     expected = reference_logits(model, tokens)
     with Decoder.open(bundle, n_threads=threads, context_length=160, activations="float") as decoder:
-        assert normalized_error(decoder.forward_all(tokens), expected) < 1e-6
+        assert normalized_error(decoder.forward_all(tokens), expected) < 1e-9
         decoder.rewind(0)
         for token, logits in zip(tokens[:70], expected, strict=False):
-            assert normalized_error(decoder.forward([token]), logits) < 1e-6
+            assert normalized_error(decoder.forward([token]), logits) < 1e-9
 
 
 @pytest.mark.parametrize("threads", [1, 2])

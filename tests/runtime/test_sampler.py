@@ -59,7 +59,8 @@ def test_distribution_is_the_reference(settings: SamplerSettings, n_vocab: int) 
     logits = np.random.default_rng().normal(0, 2.5, n_vocab).astype(np.float32)
     expected = compute_reference(logits, settings)
     measured = measure_distribution(logits, settings)
-    assert measured[expected == 0].sum() == 0
+    # float32 may put the cut of top_p one (rare) token earlier or later than float64 does
+    assert measured[expected == 0].sum() < 3 / 1000
     assert np.abs(measured - expected).max() < 2 / 1000
 
 

@@ -1,0 +1,88 @@
+"""Upload rate of a push over loopback SSH, next to scp and `ssh cat` with the same cipher.
+
+Run: python -m benchmarks.push_throughput [--megabytes 500] [--rounds 3]
+
+Client and server share this machine's cores: the ratios say something, the rates are not those of a real network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeawq.deploy.connect import connect
+from edgeawq.deploy.push import push
+from tests.deploy.fakes import make_bundle, make_site
+from tests.deploy.sshd import SshServer
+
+CIPHER = "aes128-gcm@openssh.com"
+
+
+def measure(megabytes: int, rounds: int) -> dict[str, list[float]]:
+    """Return name → MB/s of each round (seconds for the pushes as a whole)."""
+    results: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        results.setdefault(name, []).append(value)
+
+    with tempfile.TemporaryDirectory(prefix="edgeawq-bench-") as scratch:
+        folder = Path(scratch)
+        # No key, agent or known_hosts of the user's is used.
+        os.environ["HOME"] = str(folder)
+        server = SshServer(folder / "sshd", extra_config="Subsystem sftp internal-sftp")
+        site = make_site(folder / "site", n_files=1500)
+        options = ["-q", "-i", str(server.identity), "-o", f"UserKnownHostsFile={server.known_hosts}", "-c", CIPHER]
+        try:
+            for number in range(rounds):
+                bundle = make_bundle(folder / f"bundle{number}", weights_bytes=megabytes * 1_000_000)
+                device = server.device(root=str(folder / f"root{number}"))
+                with connect(device) as transport:
+                    first = push(transport, device, bundle, site=lambda *_: site)
+                    second = push(transport, device, bundle, site=lambda *_: site)
+                note("edgeawq upload, MB/s", first.bytes_sent / 1e6 / first.upload_s)
+                note("whole first push, s", first.seconds)
+                note("second push with nothing new, s", second.seconds)
+                weights, copy = bundle / "weights.bin", folder / "copy"
+                scp = ["scp", *options, "-P", str(server.port), str(weights), f"127.0.0.1:{copy}"]
+                note("scp, MB/s", megabytes / _time(lambda command=scp: _run(command, None)))
+                copy.unlink()
+                cat = ["ssh", *options, "-p", str(server.port), "127.0.0.1", f"cat > {copy} && sync {copy}"]
+                note(
+                    "ssh cat and sync, MB/s",
+                    megabytes / _time(lambda command=cat, source=weights: _run(command, source)),
+                )
+                copy.unlink()
+        finally:
+            server.stop()
+    return results
+
+
+def _run(command: list[str], source: Path | None) -> None:
+    with Path(source or os.devnull).open("rb") as stream:
+        subprocess.run(command, stdin=stream, check=True)
+
+
+def _time(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--megabytes", type=int, default=500)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    for name, values in measure(arguments.megabytes, arguments.rounds).items():
+        spread = ", ".join(f"{value:.1f}" for value in values)
+        print(f"{name:34} median {statistics.median(values):7.1f}   ({spread})")
+
+
+if __name__ == "__main__":
+    main()
