@@ -1,0 +1,69 @@
+"""Figures of a conversation in words: the status line and /stats."""
+
+from __future__ import annotations
+
+from edgeawq.runtime.session import ChatSession
+
+
+def describe_status(session: ChatSession, n_columns: int) -> str:
+    """The status line, as much of it as fits: speed, context, memory, model, device, in this order of importance."""
+    engine, stats = session.engine, session.last_stats
+    used, total = session.context_used, session.context_length
+    speed = f"{stats.decode_tokens_per_s:.1f} tok/s" if stats and stats.decode_tokens_per_s else ""
+    parts = [
+        speed,
+        f"context {used}/{total} ({used * 100 // max(total, 1)}%)",
+        f"{engine.decoder.memory_bytes / 2**20:.0f} MB",
+        engine.model_name,
+        engine.device_name,
+    ]
+    line = ""
+    for part in filter(None, parts):
+        longer = f"{line} · {part}" if line else part
+        if len(longer) > n_columns:
+            break
+        line = longer
+    return line
+
+
+def describe_progress(n_done: int, n_total: int) -> str:
+    """What is shown while the prompt is read."""
+    return f"reading {n_done}/{n_total} tokens" if n_total > 256 else "thinking …"
+
+
+def describe_stats(session: ChatSession) -> list[tuple[str, str]]:
+    """(name, value) rows for /stats."""
+    engine, stats = session.engine, session.last_stats
+    rows = [
+        ("model", engine.model_name),
+        ("packed for", engine.device_name),
+        *engine.details,
+        ("context", f"{session.context_used} of {session.context_length} tokens"),
+        ("messages", str(len(session.messages))),
+        ("model memory", f"{engine.decoder.memory_bytes / 2**20:.1f} MB"),
+    ]
+    resident = read_resident_bytes()
+    if resident:
+        rows.append(("process memory", f"{resident / 2**20:.1f} MB"))
+    if stats is None:
+        return rows
+    return [
+        *rows,
+        ("last answer", f"{stats.generated_tokens} tokens in {stats.decode_s:.2f} s"),
+        ("decode", f"{stats.decode_tokens_per_s:.1f} tokens/s"),
+        ("prompt", f"{stats.prompt_tokens} tokens read, {stats.reused_tokens} kept from before"),
+        ("prefill", f"{stats.prefill_tokens_per_s:.1f} tokens/s"),
+        ("first token", f"{stats.time_to_first_token_s:.2f} s"),
+    ]
+
+
+def read_resident_bytes() -> int:
+    """Memory of this process that is in RAM, in bytes; 0 where /proc does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            n_pages = int(file.read().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    import os
+
+    return n_pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,45 @@
+"""Ctrl-C during an answer is a request, and what was there before comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from edgeawq.errors import ContextFullError, GenerationError
+from edgeawq.tui.answer import catch_interrupt, describe_end, describe_error
+
+
+def test_an_interrupt_becomes_a_request() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with catch_interrupt() as cancelled:
+        assert not cancelled()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert cancelled()
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.pause()
+
+
+def test_other_threads_leave_signals_alone() -> None:
+    seen: list[bool] = []
+
+    def work() -> None:
+        with catch_interrupt() as cancelled:
+            seen.append(cancelled())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
+
+
+def test_notes_and_errors() -> None:
+    assert describe_end("stop", used=1, total=2) == ""
+    assert "512 of 512" in describe_end("context", used=512, total=512)
+    assert "/reset" in describe_error(ContextFullError("too long"))
+    assert describe_error(GenerationError("bad", remedy="do this")) == "bad\n→ do this"
+    assert describe_error(GenerationError("bad")) == "bad"

@@ -1,0 +1,121 @@
+"""Slash commands, and what is no slash command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeawq.runtime.sampler import SamplerSettings, make_sampler
+from edgeawq.runtime.session import ChatSession
+from edgeawq.tui.commands import list_commands, parse_command, run_command, unescape_message
+from edgeawq.tui.status import describe_progress, describe_status, read_resident_bytes
+from tests.runtime.fake_engine import build_fake_engine
+
+
+@pytest.fixture
+def session() -> ChatSession:
+    return ChatSession(build_fake_engine(lambda question: f"You said: {question}"))
+
+
+def ask(session: ChatSession, text: str) -> None:
+    list(session.reply(text, make_sampler(SamplerSettings())))
+
+
+@pytest.mark.parametrize(
+    "text, parsed",
+    [
+        ("/help", ("help", "")),
+        ("  /Save  my file.json ", ("save", "my file.json")),
+        ("/system Be\nbrief", ("system", "Be\nbrief")),
+        ("/", ("", "")),
+        ("/?", ("?", "")),
+        ("hello", None),
+        ("/usr/bin/python is what?", None),
+        ("//help", None),
+        ("/help\nmore text", None),
+        ("what is /help", None),
+    ],
+)
+def test_parsing(text: str, parsed: tuple[str, str] | None) -> None:
+    assert parse_command(text) == parsed
+
+
+def test_a_doubled_slash_is_a_message() -> None:
+    assert unescape_message("//help") == "/help"
+    assert unescape_message("a//b") == "a//b"
+
+
+def test_help_lists_every_command(session: ChatSession) -> None:
+    text = run_command(session, "help", "").text
+    assert all(f"/{name}" in text for name in list_commands())
+
+
+def test_an_unknown_command_gives_a_hint(session: ChatSession) -> None:
+    outcome = run_command(session, "rest", "")
+    assert outcome.is_error and "Did you mean /reset?" in outcome.text and "/help" in outcome.text
+    assert "Did you mean" not in run_command(session, "xyzzy", "").text
+
+
+def test_arguments_where_none_belong(session: ChatSession) -> None:
+    assert run_command(session, "reset", "now").is_error
+
+
+@pytest.mark.parametrize("name", ["quit", "exit", "q"])
+def test_quit(session: ChatSession, name: str) -> None:
+    assert run_command(session, name, "").quits
+
+
+def test_reset_and_system(session: ChatSession) -> None:
+    ask(session, "hi")
+    assert "no system prompt" in run_command(session, "system", "").text
+    run_command(session, "system", "Be brief.")
+    assert session.system == "Be brief."
+    assert "Be brief." in run_command(session, "system", "").text
+    run_command(session, "reset", "")
+    assert session.messages == () and session.system == "Be brief."
+    run_command(session, "system", "-")
+    assert session.system is None
+
+
+def test_save_and_load(session: ChatSession, tmp_path: Path) -> None:
+    path = tmp_path / "my chat.json"
+    assert run_command(session, "save", str(path)).is_error  # nothing to save
+    ask(session, "hi")
+    assert not run_command(session, "save", str(path)).is_error
+    run_command(session, "reset", "")
+    assert "2 messages" in run_command(session, "load", str(path)).text
+    assert len(session.messages) == 2
+    path.write_text(path.read_text().replace("tiny-fake", "another"))
+    assert "another model, another" in run_command(session, "load", str(path)).text
+
+
+@pytest.mark.parametrize("name", ["save", "load"])
+def test_file_troubles_are_lines_not_traces(session: ChatSession, name: str, tmp_path: Path) -> None:
+    ask(session, "hi")
+    assert "file name" in run_command(session, name, "").text
+    outcome = run_command(session, name, str(tmp_path / "no" / "where.json"))
+    assert outcome.is_error and "→" in outcome.text
+
+
+def test_stats_grow_with_the_first_answer(session: ChatSession) -> None:
+    before = run_command(session, "stats", "").text
+    assert "tiny-fake" in before and "decode" not in before
+    ask(session, "hi there")
+    after = run_command(session, "stats", "").text
+    assert "decode" in after and f"{session.context_used} of 512 tokens" in after
+
+
+@pytest.mark.parametrize("n_columns", [5, 20, 39, 79, 200])
+def test_the_status_line_fits(session: ChatSession, n_columns: int) -> None:
+    ask(session, "hi there")
+    line = describe_status(session, n_columns)
+    assert len(line) <= n_columns
+    if n_columns >= 79:
+        for part in ("tok/s", f"context {session.context_used}/512", "97 MB", "tiny-fake", "pi4"):
+            assert part in line
+
+
+def test_figures_of_the_process() -> None:
+    assert read_resident_bytes() > 1 << 20
+    assert describe_progress(128, 1000) == "reading 128/1000 tokens"
