@@ -35,8 +35,8 @@ def test_int8_activations_agree_with_float64(variant, bits, out_features, in_fea
         out = np.full((tokens, padded), np.nan, np.float32)
         words = descriptor(weights, linear)
         kernels.call(
-            f"linear_w{bits}a8", address(words), STORE, address(rows), rows.shape[1], address(out), padded * 4, tokens, 0,
-            padded // kernels.layout.record_rows,
+            f"linear_w{bits}a8", address(words), STORE, address(rows), rows.shape[1], address(out), padded * 4, tokens,
+            0, padded // kernels.layout.record_rows,
         )  # fmt: skip
         assert normalized_error(out[:, :out_features], expected_linear(meant, linear)) < 1e-11
         assert not np.any(out[:, out_features:])  # rows that only fill up the last record
