@@ -3,8 +3,8 @@
 A *tile* is what one vector register holds after unpacking: `tile_rows` output rows × 8 input columns of 4-bit values
 (× 4 columns of 8-bit values). Every 32-bit lane of a register belongs to one output row, so a dot product of four
 columns needs no sum across lanes. `nibble_order` lists the tile's values in the order in which the two unpacked
-registers hold them: byte e of the packed register is value[e] | value[e + register_bytes] << 4, so that `and 15` and
-`shift right by 4` are the whole unpacking. Tiles follow each other along the rows of a *record*, then along the
+registers hold them: byte e of the packed register is value[e] | value[e + register_bytes] << 4, so that `and 15`
+and `shift right by 4` are the whole unpacking. Tiles follow each other along the rows of a *record*, then along the
 columns.
 
 One record, the unit a thread works on, holds `record_rows` output rows; its scales and zeros lie in front of its weights:

@@ -1,0 +1,287 @@
+"""Push: bring a bundle to a device as a new release, check it there, and switch to it."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgeawq.deploy.device_facts import DeviceFacts, choose_python, gather_facts
+from edgeawq.deploy.inventory import Device
+from edgeawq.deploy.preflight import check_fit
+from edgeawq.deploy.receiver_client import Plan, ReceiverClient
+from edgeawq.deploy.release import Release, describe_release, list_bundle, list_site
+from edgeawq.deploy.site import prepare_site
+from edgeawq.deploy.transport import Transport
+from edgeawq.errors import HealthCheckError
+
+LOCK_WAIT_S = 5.0  # a push that was killed a moment ago is still letting go of its lock
+
+# (Python series, machine, who is told what is going on) → folder
+PrepareSite = Callable[[str, str, Callable[[str], None]], Path]
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How to push."""
+
+    health_timeout_s: float = 300.0
+    keep: int = 3  # releases to keep on the device; the current and the previous one always stay
+    break_lock: bool = False
+    verify: bool = False  # hash again on the device what is there already
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What a push has done. Sizes are bytes, times seconds."""
+
+    device: str
+    address: str
+    release: str
+    previous: str | None  # what ran before; None on the first push
+    changed: bool  # False: this very release was running already
+    dry_run: bool
+    files: int
+    total_bytes: int
+    files_sent: int
+    bytes_sent: int
+    upload_s: float
+    health: dict[str, Any]  # what the golden prompt's run printed
+    health_s: float
+    repaired: list[str] = field(default_factory=list)  # damaged files on the device that were replaced
+    removed_releases: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return asdict(self)
+
+
+class PushListener(Protocol):
+    """Who is told how a push goes on."""
+
+    def stage(self, text: str) -> None:
+        """A new step begins."""
+
+    def note(self, text: str) -> None:
+        """Something worth reading that stops nothing."""
+
+    def upload_begins(self, files: int, total_bytes: int) -> None:
+        """So much is going to be sent."""
+
+    def upload_advanced(self, count: int) -> None:
+        """`count` more bytes were sent (or fewer than thought are there: then it is negative)."""
+
+    def upload_ended(self) -> None:
+        """All of it has arrived."""
+
+
+class SilentListener:
+    """A listener for callers who want to know nothing."""
+
+    def stage(self, text: str) -> None:
+        """Ignored."""
+
+    def note(self, text: str) -> None:
+        """Ignored."""
+
+    def upload_begins(self, files: int, total_bytes: int) -> None:
+        """Ignored."""
+
+    def upload_advanced(self, count: int) -> None:
+        """Ignored."""
+
+    def upload_ended(self) -> None:
+        """Ignored."""
+
+
+def push(
+    transport: Transport,
+    device: Device,
+    bundle: Path,
+    options: PushOptions | None = None,
+    *,
+    listener: PushListener | None = None,
+    facts: DeviceFacts | None = None,
+    site: PrepareSite = prepare_site,
+) -> PushReport:
+    """Make `bundle` the running release of `device`, or leave everything there as it is and raise.
+
+    Before the first byte: DeviceUnfitError (machine, Python, memory, free space), BundleError. During the upload:
+    TransferError; what has arrived is kept for the next push. After it: HealthCheckError when the golden prompt
+    does not give its tokens; the device then still runs the release that it ran before.
+    """
+    started = time.monotonic()
+    options = options or PushOptions()
+    listener = listener or SilentListener()
+    if facts is None:
+        listener.stage("checking the device")
+        facts = gather_facts(transport, device)
+    python = choose_python(facts, device.python)
+    manifest, files = list_bundle(bundle)
+    warnings = check_fit(facts, python, manifest, where=device.name)
+    for warning in warnings:
+        listener.note(warning)
+    listener.stage(f"preparing Python packages for {facts.machine}, Python {python.series}")
+    files += list_site(site(python.series, facts.machine, listener.stage))
+    release = describe_release(
+        name=manifest.model.name,
+        profile=manifest.device.profile,
+        machine=facts.machine,
+        python=python.series,
+        files=files,
+    )
+    with ReceiverClient(transport, python=python.path, root=device.root) as client:
+        if options.dry_run:
+            return _report_dry_run(client, release, device, transport, warnings, started)
+        lock = client.call("lock", owner=name_owner(), wait_s=LOCK_WAIT_S, force=options.break_lock)
+        if lock.get("replaced"):
+            listener.note(f"the lock of {lock['replaced'].get('owner')} was stale or broken, and is replaced")
+        return _replace_release(client, release, device, transport, options, listener, warnings, started)
+
+
+def name_owner() -> str:
+    """Return who holds a device's lock while we push: user@host."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"[:200]
+
+
+def _replace_release(
+    client: ReceiverClient,
+    release: Release,
+    device: Device,
+    transport: Transport,
+    options: PushOptions,
+    listener: PushListener,
+    warnings: list[str],
+    started: float,
+) -> PushReport:
+    before = client.call("status")
+    known = any(entry["id"] == release.identity for entry in before["releases"])
+    if options.verify and known:
+        listener.stage("hashing what is on the device")
+        client.call("verify", release=release.identity)
+    sent = _Sent()
+    sent.add(_upload(client, release, listener))
+    listener.stage("verifying on the device")
+    repaired = list(client.call("commit")["repaired"])
+    listener.stage("health check on the device")
+    try:
+        checked = client.call("check", release=release.identity, timeout_s=options.health_timeout_s)
+    except HealthCheckError as failure:
+        damaged = client.call("verify", release=release.identity)["damaged"]
+        if not damaged:
+            raise _explain_health(failure, before["current"], release.identity) from failure
+        listener.note(f"{len(damaged)} files on the device were damaged and are sent again")
+        sent.add(_upload(client, release, listener))
+        repaired += client.call("commit")["repaired"]
+        try:
+            checked = client.call("check", release=release.identity, timeout_s=options.health_timeout_s)
+        except HealthCheckError as again:
+            raise _explain_health(again, before["current"], release.identity) from again
+    client.call("switch", release=release.identity)
+    removed = client.call("gc", keep=max(options.keep, 1))["removed"]
+    client.call("unlock")
+    return PushReport(
+        device=device.name,
+        address=transport.address,
+        release=release.identity,
+        previous=before["current"],
+        changed=before["current"] != release.identity,
+        dry_run=False,
+        files=len(release.files),
+        total_bytes=release.total_bytes,
+        files_sent=sent.files,
+        bytes_sent=sent.bytes,
+        upload_s=round(sent.seconds, 3),
+        health=checked["result"],
+        health_s=float(checked["seconds"]),
+        repaired=repaired,
+        removed_releases=removed,
+        warnings=warnings,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+@dataclass
+class _Sent:
+    files: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def add(self, other: _Sent) -> None:
+        self.files += other.files
+        self.bytes += other.bytes
+        self.seconds += other.seconds
+
+
+def _upload(client: ReceiverClient, release: Release, listener: PushListener) -> _Sent:
+    plan = client.plan(release)
+    if not plan.missing:
+        return _Sent()
+    sent = _Sent(files=len(plan.missing))
+    kept = sum(entry.resume_at for entry in plan.missing)
+    if kept:
+        listener.note(f"{kept / 1e6:.1f} MB have arrived in an earlier push and are not sent again")
+    listener.stage(f"uploading {len(plan.missing)} files")
+    listener.upload_begins(len(plan.missing), plan.upload_bytes)
+
+    def count(advance: int) -> None:
+        sent.bytes += max(advance, 0)
+        listener.upload_advanced(advance)
+
+    began = time.monotonic()
+    client.upload(_order(plan), count)
+    sent.seconds = time.monotonic() - began
+    listener.upload_ended()
+    return sent
+
+
+def _order(plan: Plan) -> Any:
+    # Small files first: what can go wrong with the device shows early, and the long part has a steady rate.
+    return sorted(plan.missing, key=lambda entry: (entry.file.size, entry.file.path))
+
+
+def _report_dry_run(
+    client: ReceiverClient,
+    release: Release,
+    device: Device,
+    transport: Transport,
+    warnings: list[str],
+    started: float,
+) -> PushReport:
+    plan = client.plan(release)
+    current = client.call("status")["current"]
+    return PushReport(
+        device=device.name,
+        address=transport.address,
+        release=release.identity,
+        previous=current,
+        changed=current != release.identity,
+        dry_run=True,
+        files=len(release.files),
+        total_bytes=release.total_bytes,
+        files_sent=len(plan.missing),
+        bytes_sent=plan.upload_bytes,
+        upload_s=0.0,
+        health={},
+        health_s=0.0,
+        warnings=warnings,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _explain_health(failure: HealthCheckError, current: str | None, identity: str) -> HealthCheckError:
+    if current == identity:
+        stays = f"this release ({identity}) was already the running one; `edgeawq rollback` goes to the one before"
+    elif current:
+        stays = f"the device goes on with release {current}"
+    else:
+        stays = "nothing was switched on; there is no earlier release"
+    details = f" The device said: {failure.remedy}" if failure.remedy else ""
+    return HealthCheckError(f"{failure.what}; {stays}", remedy=f"look at the message, correct it, push again.{details}")
