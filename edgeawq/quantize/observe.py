@@ -9,14 +9,18 @@ diagonal of JᵀJ). The output's error counts relative to the token's norm there
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from edgeawq.checkpoints.config import ModelConfig
-from edgeawq.quantize.llama import LINEARS, BlockWeights, RopeTables, apply_linear, run_block
+from edgeawq.quantize.llama import BlockWeights, RopeTables, apply_linear, run_block
 from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.recipe import ScalePair
+
+# Columns of a Gram matrix computed together; blocks below the diagonal are mirrored, not computed.
+GRAM_COLUMNS = 512
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,23 @@ class LayerStatistics:
 class BlockStatistics:
     """Of one block: per linear layer, and mean |x| of the activation that each scale pair reads."""
 
-    layers: dict[str, LayerStatistics]  # by module inside the block
+    layers: dict[str, LayerStatistics]  # by module inside the block; layers may share a Gram matrix
     mean_abs: dict[str, torch.Tensor]  # by pair name, [in_features]
+
+
+@dataclass
+class Sums:
+    """Sums over tokens, by kind and module or pair: "gram", "tokens" (Σ c_t), "rows", "abs"."""
+
+    values: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
+
+    def add(self, other: Sums) -> None:
+        """Add another part's sums; the tensors of the first part are taken over."""
+        for key, value in other.values.items():
+            if key in self.values:
+                self.values[key] += value
+            else:
+                self.values[key] = value
 
 
 @dataclass(frozen=True)
@@ -54,38 +73,28 @@ def observe_block(
 ) -> tuple[torch.Tensor, BlockStatistics]:
     """Run hidden [sequences, seqlen, hidden_size] through a float block; its output and the block's statistics."""
     tasks = [ObservationTask(hidden[i : i + 1], seed + i) for i in range(len(hidden))]
-    grams: dict[str, torch.Tensor] = {}
-    row_sums: dict[str, torch.Tensor] = {}
-    abs_sums: dict[str, torch.Tensor] = {}
     outputs: list[torch.Tensor] = []
-    sensitivity_sums = dict.fromkeys(LINEARS, 0.0)
-    # A round per core keeps few sums in memory at a time, and the order of addition fixed.
+    sums = Sums()
+    # One round of the cores at a time: few sums are in memory, and they are added in the order of the sequences.
     for first in range(0, len(tasks), workers.count):
-        for output, parts in workers.run(
-            lambda task: observe_sequences(task, weights, config, rope, pairs), tasks[first : first + workers.count]
-        ):
+        batch = tasks[first : first + workers.count]
+        for output, part in workers.run(lambda task: observe_sequences(task, weights, config, rope, pairs), batch):
             outputs.append(output)
-            for module, part in parts.layers.items():
-                add_to(grams, module, part.gram)
-                add_to(row_sums, module, part.row_weights)
-                sensitivity_sums[module] += float(part.row_weights.mean())
-            for name, part_sum in parts.mean_abs.items():
-                add_to(abs_sums, name, part_sum)
+            sums.add(part)
     n_tokens = hidden.shape[0] * hidden.shape[1]
-    layers = {}
-    for module in LINEARS:
-        # Σ_t of the mean square over rows is the sum over rows over their number: dividing makes c_t 1 on average.
-        mean = max(sensitivity_sums[module] / n_tokens, 1e-30)
-        layers[module] = LayerStatistics(grams[module].div_(mean), row_sums[module].div_(n_tokens))
-    return torch.cat(outputs), BlockStatistics(layers, {name: total / n_tokens for name, total in abs_sums.items()})
-
-
-def add_to(sums: dict[str, torch.Tensor], name: str, part: torch.Tensor) -> None:
-    """sums[name] += part, starting from nothing."""
-    if name in sums:
-        sums[name] += part
-    else:
-        sums[name] = part
+    layers: dict[str, LayerStatistics] = {}
+    for pair in pairs:
+        for module in pair.linears:
+            key = pair.linears[0] if pair.weighs_tokens_alike else module
+            mean = (sums.values["tokens", key] / n_tokens).clamp(min=TINY)
+            layers[module] = LayerStatistics(
+                # Layers that share a Gram matrix get the same tensor.
+                layers[key].gram if key in layers else sums.values["gram", key] / mean,
+                sums.values["rows", module] / n_tokens,
+            )
+    return torch.cat(outputs), BlockStatistics(
+        layers, {pair.name: sums.values["abs", pair.name] / n_tokens for pair in pairs}
+    )
 
 
 def observe_sequences(
@@ -94,8 +103,8 @@ def observe_sequences(
     config: ModelConfig,
     rope: RopeTables,
     pairs: tuple[ScalePair, ...],
-) -> tuple[torch.Tensor, BlockStatistics]:
-    """Block output of some sequences, and sums (not means) over their tokens."""
+) -> tuple[torch.Tensor, Sums]:
+    """Block output of some sequences, and the sums over their tokens."""
     inputs: dict[str, torch.Tensor] = {}
     probes: dict[str, torch.Tensor] = {}
 
@@ -110,20 +119,33 @@ def observe_sequences(
         output = run_block(task.hidden, weights, config, rope, linear=probe)
         generator = torch.Generator().manual_seed(task.seed)
         signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype).mul_(2).sub_(1)
-        norms = output.detach().norm(dim=-1, keepdim=True).clamp_(min=1e-20)
+        norms = output.detach().norm(dim=-1, keepdim=True).clamp_(min=TINY)
         gradients = torch.autograd.grad(output, list(probes.values()), signs / norms)
     squared = {
         module: gradient.flatten(0, 1).square_()  # [tokens, out_features]
         for module, gradient in zip(probes, gradients, strict=True)
     }
-    layers: dict[str, LayerStatistics] = {}
+    sums = Sums()
     for pair in pairs:
         features = inputs[pair.linears[0]].flatten(0, 1)  # [tokens, in_features]
-        per_token = {module: squared[module].mean(1) for module in pair.linears}
-        if pair.weighs_tokens_alike:
-            shared = compute_gram(features, torch.stack([c / c.sum() for c in per_token.values()]).sum(0))
+        sums.values["abs", pair.name] = features.abs().sum(0)
         for module in pair.linears:
-            gram = shared if pair.weighs_tokens_alike else compute_gram(features, per_token[module])
-            layers[module] = LayerStatistics(gram, squared[module].sum(0))
-    abs_sums = {pair.name: inputs[pair.linears[0]].abs().sum((0, 1)) for pair in pairs}
-    return output.detach(), BlockStatistics(layers, abs_sums)
+            sums.values["rows", module] = squared[module].sum(0)
+        sharing = [pair.linears] if pair.weighs_tokens_alike else [(module,) for module in pair.linears]
+        for modules in sharing:
+            per_token = torch.stack([squared[module].mean(1) for module in modules]).mean(0)  # c_t, [tokens]
+            sums.values["tokens", modules[0]] = per_token.sum()
+            sums.values["gram", modules[0]] = compute_gram(features * per_token.sqrt()[:, None])
+    return output.detach(), sums
+
+
+def compute_gram(features: torch.Tensor) -> torch.Tensor:
+    """featuresᵀ features of [tokens, in_features], symmetric to the bit; [in_features, in_features]."""
+    width = features.shape[1]
+    gram = torch.empty(width, width, dtype=features.dtype)
+    for first in range(0, width, GRAM_COLUMNS):
+        last = min(first + GRAM_COLUMNS, width)
+        strip = features[:, :last].T @ features[:, first:last]  # [columns so far, columns]
+        gram[:last, first:last] = strip
+        gram[first:last, :first] = strip[:first].T
+    return gram

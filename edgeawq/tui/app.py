@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -33,7 +34,7 @@ class ChatApp:
         self._session = session
         self._sampler = sampler
         self._max_new_tokens = max_new_tokens
-        self._console = Console(highlight=False)
+        self._console = _open_console()
 
     def run(self) -> int:
         """Talk until the person quits; returns the exit code."""
@@ -118,3 +119,14 @@ class ChatApp:
 
     def _text_width(self) -> int:
         return max(10, self._console.width - 1)
+
+
+def _open_console() -> Console:
+    """A console of the terminal's own size, also after the window changed.
+
+    COLUMNS and LINES tell the size of some window at some time, and rich believes them more than the terminal: they are
+    inherited from a shell that exports them, or from a Python program that loaded readline. Rows that are too wide for
+    the screen wrap, the live rows no longer fit on it, and each redraw would leave copies of them in the scrollback.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    return Console(highlight=False, _environ=environment)

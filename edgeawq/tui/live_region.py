@@ -83,6 +83,7 @@ def crop_row(row: Text, n_cells: int) -> Text:
 
 def _count_columns(stream: TextIO) -> int:
     try:
-        return max(1, os.get_terminal_size(stream.fileno()).columns)
+        n_columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
-        return 80
+        n_columns = 0
+    return n_columns or 80  # a serial line says 0; rich, which makes the rows, takes it for 80 as well

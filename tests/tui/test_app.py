@@ -77,6 +77,25 @@ def test_an_answer_is_in_the_scrollback_once_and_whole(
     assert terminal.wait_for_exit() == 0
 
 
+@pytest.mark.parametrize("n_columns, n_rows", [("80", "24"), ("20", "5")])
+def test_the_terminal_knows_its_size_better_than_the_environment(start: Start, n_columns: str, n_rows: str) -> None:
+    """Whoever starts the chat may hand down COLUMNS and LINES of another window."""
+    terminal = start("0.001", n_columns=40, n_rows=10, COLUMNS=n_columns, LINES=n_rows)
+    terminal.send("words 100" + ENTER)
+    terminal.wait_for(is_asking, 60)
+    expected = render(" ".join(f"word{index}" for index in range(1, 101)), 40)
+    assert cut_answer(terminal.read_everything(), "words 100") == expected
+
+
+def test_a_serial_line_that_does_not_know_its_size(start: Start) -> None:
+    """Its size is 0 by 0, which counts as 80 columns: the rows above the live ones stay."""
+    terminal = start("0.001")
+    terminal._child.setwinsize(0, 0)
+    terminal.send("count 60" + ENTER)
+    terminal.wait_for(is_asking, 60)
+    assert cut_answer(terminal.read_everything(), "count 60") == [f"line {index}" for index in range(1, 61)]
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(start: Start) -> None:
     terminal = start("0.02")
     terminal.send("words 2000" + ENTER)

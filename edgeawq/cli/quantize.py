@@ -1,0 +1,229 @@
+"""`edgeawq quantize`: turn a float model into a 4-bit AWQ checkpoint."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgeawq.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.table import Table
+
+    from edgeawq.quantize.pipeline import Progress
+    from edgeawq.quantize.report import QuantizationReport
+
+STAGES = {
+    "calibrate": "writing calibration text",
+    "quantize": "quantizing blocks",
+    "evaluate": "measuring perplexity",
+    "write": "writing",
+}
+# Projections of a block in the order of the table's columns.
+COLUMNS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@click.command(name="quantize")
+@click.argument("model")
+@click.option("--output", "-o", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write.")
+@click.option(
+    "--method",
+    default="awq",
+    show_default=True,
+    help="awq: scales and ranges searched on calibration text; rtn: rounded to nearest, weights only.",
+)
+@click.option("--bits", type=int, default=4, show_default=True, help="Bits of a weight in the blocks.")
+@click.option(
+    "--group-size",
+    type=int,
+    default=128,
+    show_default=True,
+    help="Weights that share a scale; the largest power of two up to this that fits every layer is taken.",
+)
+@click.option(
+    "--head-bits", type=int, default=8, show_default=True, help="Bits of embedding and head: 4, 8, or 16 for float."
+)
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Calibration text: plain text, or JSON Lines with `text` or `messages`. Without it, the model writes its own.",
+)
+@click.option("--calib-tokens", type=int, default=8192, show_default=True, help="Tokens of calibration text.")
+@click.option("--seqlen", type=int, default=512, show_default=True, help="Tokens of one calibration sequence.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
+@click.option(
+    "--eval",
+    "evaluation",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Measure perplexity on this text: float, RTN and AWQ.",
+)
+@click.option("--eval-tokens", type=int, default=12288, show_default=True, help="Tokens of it, in chunks of 1024.")
+@click.option("--threads", type=int, default=0, help="Threads; 0 takes every CPU.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier checkpoint of edgeawq.")
+@click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
+def command(
+    model: str,
+    output: Path,
+    method: str,
+    bits: int,
+    group_size: int,
+    head_bits: int,
+    calib: Path | None,
+    calib_tokens: int,
+    seqlen: int,
+    seed: int,
+    evaluation: Path | None,
+    eval_tokens: int,
+    threads: int,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Turn a float model into a 4-bit AWQ checkpoint.
+
+    MODEL is a Hugging Face folder, a GGUF file, a hub id, or embedded:smollm2-135m-instruct. The output is an AutoAWQ
+    checkpoint ("gemm") that other tools read as well, with quantization_report.json beside it.
+
+    \b
+    Example:
+      edgeawq quantize embedded:smollm2-135m-instruct -o smollm2-awq
+      edgeawq quantize ./Llama-3.2-1B -o llama-awq --calib notes.txt --eval test.txt
+    """
+    from edgeawq.checkpoints.open_model import open_model
+    from edgeawq.cli.console import get_console, get_error_console
+    from edgeawq.quantize.pipeline import Evaluation, quantize_model
+    from edgeawq.quantize.settings import QuantizeSettings
+
+    settings = QuantizeSettings(method, bits, group_size, head_bits, calib_tokens, seqlen, seed)
+    if calib is not None and method == "rtn":
+        raise UsageError("--calib has no meaning with --method rtn, which looks at the weights only")
+    if threads < 0:
+        raise UsageError(f"{threads} threads make no sense", remedy="0 takes every CPU")
+    with make_bar(get_error_console()) as bar:
+        report = quantize_model(
+            open_model(model),
+            output,
+            settings,
+            calibration=calib,
+            evaluation=Evaluation(evaluation, eval_tokens) if evaluation else None,
+            overwrite=overwrite,
+            on_progress=show_progress(bar),
+            n_threads=threads,
+        )
+    if as_json:
+        click.echo(json.dumps(report.describe()))
+        return
+    console = get_console()
+    for note in report.notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False)
+    if report.blocks:
+        console.print(make_layer_table(report))
+    console.print(make_summary(report, output))
+
+
+def make_bar(console: object) -> Bar:
+    """A progress bar with time left, memory, and a word on the last step."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description:<26}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[detail]}"),
+        console=console,  # type: ignore[arg-type]
+    )
+
+
+def show_progress(bar: Bar) -> Callable[[Progress], None]:
+    """What a run calls after every step: one row of the bar for each stage."""
+    rows: dict[str, int] = {}
+
+    def show(progress: Progress) -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # kibibytes on Linux
+        detail = "  ".join(filter(None, [progress.detail, f"peak {peak:.1f} GiB"]))
+        if progress.stage not in rows:
+            rows[progress.stage] = int(bar.add_task(STAGES.get(progress.stage, progress.stage), detail=detail))
+        bar.update(
+            rows[progress.stage],  # type: ignore[arg-type]
+            completed=progress.done,
+            total=progress.total,
+            detail=detail,
+        )
+
+    return show
+
+
+def make_layer_table(report: QuantizationReport) -> Table:
+    """Two lines a block, fit for 80 columns: errors of RTN → AWQ, then the exponent r and the mean clip."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title="Error of each layer's output in % of its energy, RTN → AWQ; below: exponent r of its scales, mean clip",
+        title_style="",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("", justify="right")
+    table.add_column("block", justify="right", no_wrap=True)
+    for name in COLUMNS:
+        table.add_column(name.removesuffix("_proj"), justify="right", no_wrap=True)
+    for number, block in enumerate(report.blocks):
+        layers = {module.rpartition(".")[2]: layer for module, layer in block.layers.items()}
+        cells = [
+            f"{short(100 * layer.rtn_error)}→{short(100 * layer.awq_error)}\n"
+            f"[dim]{short(layer.activation_exponent)} {short(layer.mean_clip)}[/]"
+            for layer in (layers[name] for name in COLUMNS)
+        ]
+        loss = f"{short(100 * block.rtn_loss)}→{short(100 * block.awq_loss)}"
+        table.add_row(str(number), f"{loss}\n[yellow]reverted[/]" if block.is_reverted else loss, *cells)
+    return table
+
+
+def short(value: float) -> str:
+    """Three characters where that is enough: .61, 3.4, 12, 120."""
+    text = f"{value:.2f}" if value < 0.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+    return text.removeprefix("0")
+
+
+def make_summary(report: QuantizationReport, output: Path) -> Table:
+    """What was made, where, and how good it is."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    settings = report.settings
+    table.add_row("checkpoint", str(output))
+    table.add_row("method", f"{settings.method}, {settings.bits} bits, groups of {report.group_size}")
+    table.add_row("bits per weight", f"{report.bits_per_weight:.3f} in the blocks")
+    head = "float16" if report.head_group_size is None else f"{settings.head_bits} bits"
+    table.add_row("embedding and head", head)
+    if report.calibration is not None:
+        calibration = report.calibration
+        table.add_row("calibration", f"{calibration.n_tokens} tokens, {calibration.source}")
+    if report.reverted_blocks:
+        table.add_row(
+            "left at RTN", f"blocks {', '.join(map(str, report.reverted_blocks))}: AWQ did not lower the loss"
+        )
+    if report.evaluation is not None:
+        figures = ", ".join(f"{name} {value:.3f}" for name, value in report.evaluation.perplexity.items())
+        table.add_row("perplexity", f"{figures} ({report.evaluation.n_tokens} tokens of {report.evaluation.text})")
+    table.add_row("next", f"edgeawq pack {output} --device pi4")
+    return table
