@@ -196,8 +196,16 @@ def write_texts(
 
 
 def sample_tokens(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One token per row of logits [rows, vocab_size], at TEMPERATURE, without the unlikeliest (MIN_P)."""
+    """One token per row of logits [rows, vocab_size], at TEMPERATURE, without the unlikeliest (MIN_P).
+
+    Raises QuantizationError for logits that are NaN or infinite.
+    """
     shifted = (logits - logits.amax(-1, keepdim=True)).div_(TEMPERATURE)
     probabilities = shifted.exp_()
+    if bool(probabilities.isnan().any()):
+        raise QuantizationError(
+            "the float model gives NaN or infinity when it writes its calibration text",
+            remedy="the checkpoint is damaged, or it is not the model that config.json describes",
+        )
     probabilities[probabilities < MIN_P] = 0.0
     return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
