@@ -49,7 +49,7 @@ demo: $(VENV)/host.stamp
 	@mkdir -p $(DEMO)
 	@test -f $(DEMO)/checkpoint/config.json || { \
 	  echo '== 1 of 4: quantize $(MODEL) to 4 bits'; \
-	  $(BIN)/edgeawq quantize $(MODEL) -o $(DEMO)/checkpoint; }
+	  $(BIN)/edgeawq quantize $(MODEL) -o $(DEMO)/checkpoint --calib-tokens 4096; }
 	@test -f $(DEMO)/model.edgeawq/manifest.json || { \
 	  echo '== 2 of 4: pack it for this machine'; \
 	  $(BIN)/edgeawq pack $(DEMO)/checkpoint --device host -o $(DEMO)/model.edgeawq; }
@@ -67,7 +67,7 @@ demo: $(VENV)/host.stamp
 
 test: $(VENV)/servers.stamp
 	@echo '== Running the tests'
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from edgeawq.errors import UsageError
+
 
 @click.command(name="eval")
 @click.argument("models", nargs=-1, required=True)
@@ -39,6 +41,8 @@ def command(models: tuple[str, ...], text: Path, tokens: int, threads: int, as_j
     from edgeawq.quantize.parallel import start_workers
     from edgeawq.quantize.perplexity import measure_perplexity, read_evaluation_tokens, stream_model
 
+    if threads < 0:
+        raise UsageError(f"{threads} threads make no sense", remedy="0 takes every CPU")
     checkpoints = [open_model(model) for model in models]
     results = []
     with make_bar(get_error_console()) as bar, start_workers(threads) as workers, torch.no_grad():

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from edgeawq.checkpoints.model import Checkpoint
 from edgeawq.errors import CheckpointError, QuantizationError, UsageError
@@ -19,7 +20,7 @@ from edgeawq.quantize.llama import KVCache, TorchDecoder, load_decoder
 from edgeawq.quantize.parallel import Workers
 
 SOURCE = "self-generated"
-TEXT_LENGTH = 256  # tokens of one text
+TEXT_LENGTH = 128  # tokens of one text
 BATCH = 16  # texts written together; fixed, so that the result does not depend on the number of cores
 TEMPERATURE = 1.0
 MIN_P = 0.02  # tokens less likely than this share of the likeliest are left out
@@ -188,7 +189,7 @@ def write_texts(
     fed = 0
     for end in range(shared, length):
         hidden = decoder.run_hidden(tokens[:, fed:end], cache)[:, -1]
-        sampled = sample_tokens(hidden @ decoder.head.T, generator)
+        sampled = sample_tokens(F.linear(hidden, decoder.head), generator)
         tokens[:, end] = torch.where(is_given[:, end], tokens[:, end], sampled)
         fed = end
         on_step()
@@ -200,12 +201,14 @@ def sample_tokens(logits: torch.Tensor, generator: torch.Generator) -> torch.Ten
 
     Raises QuantizationError for logits that are NaN or infinite.
     """
-    shifted = (logits - logits.amax(-1, keepdim=True)).div_(TEMPERATURE)
-    probabilities = shifted.exp_()
-    if bool(probabilities.isnan().any()):
+    weights = ((logits - logits.amax(-1, keepdim=True)) / TEMPERATURE).exp_()
+    if bool(weights.isnan().any()):
         raise QuantizationError(
             "the float model gives NaN or infinity when it writes its calibration text",
             remedy="the checkpoint is damaged, or it is not the model that config.json describes",
         )
-    probabilities[probabilities < MIN_P] = 0.0
-    return torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+    weights[weights < MIN_P] = 0.0
+    # Inverse of the cumulative sum: one random number per row instead of torch.multinomial's one per token.
+    sums = weights.double().cumsum(-1)
+    points = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64) * sums[:, -1:]
+    return torch.searchsorted(sums, points, right=True).clamp_(max=logits.shape[1] - 1)[:, 0]

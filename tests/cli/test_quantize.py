@@ -96,7 +96,7 @@ def test_reverted_blocks_are_shown(tmp_path: Path, model: Path, texts: Path, mon
     result = run(model, "-o", tmp_path / "out", "--calib", texts, *QUICK)
     assert result.exit_code == 0, result.output
     assert "blocks 0, 1: AWQ did not lower the loss" in result.stdout
-    assert len(re.findall("reverted", result.stdout)) == 2
+    assert len(re.findall(r"\breverted\b", result.stdout)) == 2
 
 
 @pytest.mark.parametrize("use", [command, eval_command], ids=["quantize", "eval"])

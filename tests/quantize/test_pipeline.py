@@ -279,9 +279,15 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("place", [*FAILURES, "half written", "loading"])
-@pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt()], ids=["error", "interrupt"])
-@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize(
+    ("place", "error", "existing"),
+    [
+        *((place, RuntimeError("boom"), False) for place in (*FAILURES, "half written", "loading")),
+        ("search", KeyboardInterrupt(), False),
+        ("half written", KeyboardInterrupt(), True),
+        ("writing", RuntimeError("boom"), True),
+    ],
+)
 def test_nothing_is_left_after_a_failure(
     tmp_path: Path, text: Path, place: str, error: BaseException, existing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
