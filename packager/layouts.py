@@ -7,7 +7,7 @@ registers hold them: byte e of the packed register is value[e] | value[e + regis
 and `shift right by 4` are the whole unpacking. Tiles follow each other along the rows of a *record*, then along the
 columns.
 
-One record, the unit a thread works on, holds `record_rows` output rows; its scales and zeros lie in front of its weights:
+One record, what a thread works on, holds `record_rows` output rows; its scales and zeros lie in front of its weights:
 
     scales   float16 [groups, record_rows]
     zeros    4 bit: [groups, record_rows / 2] bytes, row r in nibble r (low nibble first);

@@ -55,7 +55,7 @@ COLUMNS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
     metavar="FILE|DIR",
     help="Calibration text: plain text, or JSON Lines with `text` or `messages`. Without it, the model writes its own.",
 )
-@click.option("--calib-tokens", type=int, default=8192, show_default=True, help="Tokens of calibration text.")
+@click.option("--calib-tokens", type=int, default=4096, show_default=True, help="Tokens of calibration text.")
 @click.option("--seqlen", type=int, default=512, show_default=True, help="Tokens of one calibration sequence.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same bytes.")
 @click.option(
