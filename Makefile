@@ -47,23 +47,23 @@ $(VENV)/servers.stamp: $(VENV)/dev.stamp
 
 demo: $(VENV)/host.stamp
 	@mkdir -p $(DEMO)
-	@test -f $(DEMO)/checkpoint/config.json || { \
+	@test -f $(DEMO)/smollm2-awq/config.json || { \
 	  echo '== 1 of 4: quantize $(MODEL) to 4 bits'; \
-	  $(BIN)/edgeawq quantize $(MODEL) -o $(DEMO)/checkpoint --calib-tokens 4096; }
-	@test -f $(DEMO)/model.edgeawq/manifest.json || { \
+	  $(BIN)/edgeawq quantize $(MODEL) -o $(DEMO)/smollm2-awq --calib-tokens 4096; }
+	@test -f $(DEMO)/smollm2.edgeawq/manifest.json || { \
 	  echo '== 2 of 4: pack it for this machine'; \
-	  $(BIN)/edgeawq pack $(DEMO)/checkpoint --device host -o $(DEMO)/model.edgeawq; }
+	  $(BIN)/edgeawq pack $(DEMO)/smollm2-awq --device host -o $(DEMO)/smollm2.edgeawq; }
 	@echo '== 3 of 4: deploy it to a device; here the device is this machine, its folder $(DEMO)/device'
-	@$(DEVICE) $(BIN)/edgeawq push localhost $(DEMO)/model.edgeawq
+	@$(DEVICE) $(BIN)/edgeawq push localhost $(DEMO)/smollm2.edgeawq
 	@echo '== 4 of 4: ask it'
 	@echo '> $(QUESTION)'
 	@$(DEVICE) $(BIN)/edgeawq chat localhost --temperature 0 --prompt '$(QUESTION)'
 	@echo
 	@echo '== It runs. Go on with:'
-	@echo '   $(BIN)/edgeawq chat $(DEMO)/model.edgeawq              # a chat in this terminal'
+	@echo '   $(BIN)/edgeawq chat $(DEMO)/smollm2.edgeawq              # a chat in this terminal'
 	@echo '   $(DEVICE) $(BIN)/edgeawq status localhost   # what runs on the device'
 	@echo '   $(BIN)/edgeawq device add pi4 pi@raspberrypi.local     # a board of yours'
-	@echo '   $(BIN)/edgeawq push pi4 $(DEMO)/checkpoint && $(BIN)/edgeawq chat pi4'
+	@echo '   $(BIN)/edgeawq push pi4 $(DEMO)/smollm2-awq && $(BIN)/edgeawq chat pi4'
 
 test: $(VENV)/servers.stamp
 	@echo '== Running the tests'

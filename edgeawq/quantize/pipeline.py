@@ -50,7 +50,7 @@ from edgeawq.quantize.settings import QuantizeSettings, choose_group_size, expla
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens", "lm_head", "model.norm"
 # Calibration tokens on which a finished block is compared with its float self.
-LOSS_TOKENS = 2048
+LOSS_TOKENS = 1024
 
 
 @dataclass(frozen=True)

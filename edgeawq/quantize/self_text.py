@@ -119,6 +119,8 @@ def write_calibration(
     length = min(TEXT_LENGTH, max(2, decoder.config.max_position_embeddings))
     n_texts = -(-n_tokens // length)
     prompts = make_prompts(checkpoint, make_encoder(checkpoint.tokenizer, checkpoint.config), n_texts, length // 2)
+    # Prompts of like length share a batch, so that few steps are spent on feeding the rest of a longer one.
+    prompts.sort(key=len)
     tasks = [
         WritingTask(tuple(prompts[first : first + BATCH]), seed * 1_000_003 + first)
         for first in range(0, n_texts, BATCH)
