@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from edgeawq.quantize.report import QuantizationReport
 
 STAGES = {
-    "calibrate": "writing calibration text",
-    "quantize": "quantizing blocks",
-    "evaluate": "measuring perplexity",
+    "calibrate": "calibration text",
+    "quantize": "blocks",
+    "evaluate": "perplexity",
     "write": "writing",
 }
 # Projections of a block in the order of the table's columns.
@@ -129,23 +129,15 @@ def command(
 
 
 def make_bar(console: object) -> Bar:
-    """A progress bar with time left, memory, and a word on the last step."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """A progress bar with time left, memory, and a word on the last step; fits 80 columns."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description:<26}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TimeRemainingColumn(compact=True),
         TextColumn("left"),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[detail]}"),
         console=console,  # type: ignore[arg-type]
     )
@@ -157,7 +149,7 @@ def show_progress(bar: Bar) -> Callable[[Progress], None]:
 
     def show(progress: Progress) -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)  # kibibytes on Linux
-        detail = "  ".join(filter(None, [progress.detail, f"peak {peak:.1f} GiB"]))
+        detail = "  ".join(filter(None, [progress.detail, f"{peak:.1f} GiB"]))
         if progress.stage not in rows:
             rows[progress.stage] = int(bar.add_task(STAGES.get(progress.stage, progress.stage), detail=detail))
         bar.update(
