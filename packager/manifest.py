@@ -231,6 +231,11 @@ def parse_manifest(data: bytes) -> Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of the bundle in `folder`."""
+    if folder.is_dir() and not os.path.lexists(folder / MANIFEST_NAME):
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {MANIFEST_NAME}",
+            remedy="`edgeawq pack CHECKPOINT --device host -o BUNDLE` makes one of a quantized checkpoint",
+        )
     with open_bundle_file(folder, MANIFEST_NAME) as file:
         return parse_manifest(file.read(MAX_MANIFEST_BYTES + 1))
 

@@ -71,7 +71,8 @@ def find_bundle(target: str, inventory: str | None = None) -> Path | None:
     bundles = sorted(str(found.parent) for found in Path().glob("*.edgeawq/manifest.json"))
     hints = [f"devices: {', '.join(devices)}"] if devices else []
     hints += [f"bundles here: {', '.join(bundles)}"] if bundles else []
-    raise UsageError(what, remedy="; ".join(hints) or "`edgeawq device add` adds a device, `edgeawq pack` a bundle")
+    hints += ["`edgeawq device add` adds a device, `edgeawq pack` makes a bundle of a checkpoint"]
+    raise UsageError(what, remedy="; ".join(hints))
 
 
 def build_remote_arguments(options: dict[str, Any]) -> list[str]:

@@ -44,10 +44,10 @@ def pack_bundle(
     with show_progress(console, quiet) as (progress, say):
 
         def record(folder: Path) -> Mapping[str, Any] | None:
-            say("recording the golden answer")
+            say("recording the golden answer; for another CPU than this one it takes a second packing, for this one")
             return record_answer(folder, checkpoint, head_bits, notes)
 
-        say(f"packing {checkpoint.name} for {profile.name}")
+        say(f"packing {checkpoint.name} for {profile.name}; the first time, kernels are compiled for it (a minute)")
         summary = pack_checkpoint(
             checkpoint,
             profile,

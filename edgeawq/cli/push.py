@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.argument("name")
 @click.argument("source", default="", metavar="[MODEL|CHECKPOINT|BUNDLE]")
 @click.option("--profile", default="", help="The device profile to pack for, instead of the inventory's.")
-@click.option("--dry-run", is_flag=True, help="Check the device and show what would be sent; change nothing.")
+@click.option("--dry-run", is_flag=True, help="Check the device and show what would be sent; change nothing there.")
 @click.option("--verify", is_flag=True, help="Hash again on the device what is there already.")
 @click.option(
     "--keep", type=click.IntRange(2, 1000), help="How many releases stay on the device [inventory's `keep`, or 3]."
