@@ -446,5 +446,5 @@ def test_the_bundle_itself_may_be_reached_through_a_link(tmp_path: Path) -> None
 
 
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match=r"cannot open .*manifest\.json"):
+    with pytest.raises(BundleError, match="is not a bundle"):
         read_manifest(tmp_path)
