@@ -174,7 +174,7 @@ def make_layer_table(report: QuantizationReport) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("", justify="right")
+    table.add_column("", justify="right", no_wrap=True, min_width=2)
     table.add_column("block", justify="right", no_wrap=True)
     for name in COLUMNS:
         table.add_column(name.removesuffix("_proj"), justify="right", no_wrap=True)
@@ -191,9 +191,11 @@ def make_layer_table(report: QuantizationReport) -> Table:
 
 
 def short(value: float) -> str:
-    """Three characters where that is enough: .61, 3.4, 12, 120."""
-    text = f"{value:.2f}" if value < 0.995 else f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
-    return text.removeprefix("0")
+    """Three characters where that is enough: .61, -.05, 3.4, 12."""
+    size = abs(value)
+    if size < 0.995:
+        return f"{value:.2f}".replace("0.", ".", 1)
+    return f"{value:.1f}" if size < 9.95 else f"{value:.0f}"
 
 
 def make_summary(report: QuantizationReport, output: Path) -> Table:
