@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +13,15 @@ from edgeawq.errors import ContextFullError, GenerationError
 from edgeawq.tui.answer import catch_interrupt, describe_end, describe_error
 
 
-def test_an_interrupt_becomes_a_request() -> None:
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started with interrupts ignored (in the background)."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_becomes_a_request(interrupts: None) -> None:
     before = signal.getsignal(signal.SIGINT)
     with catch_interrupt() as cancelled:
         assert not cancelled()
