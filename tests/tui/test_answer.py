@@ -15,7 +15,7 @@ from edgeawq.tui.answer import catch_interrupt, describe_end, describe_error
 
 @pytest.fixture
 def interrupts() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, also where the tests were started with interrupts ignored (in the background)."""
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started in the background, with interrupts ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
