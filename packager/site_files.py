@@ -21,7 +21,7 @@ _KEPT_INFO = ("METADATA", "LICEN", "COPYING", "NOTICE", "AUTHORS")
 
 # package → the parts of it that a device runs; everything else is the host's
 OWN_PACKAGES: dict[str, tuple[str, ...]] = {
-    "edgeawq": ("__init__.py", "__main__.py", "errors.py", "py.typed", "runtime", "tui", "serve", "profiling", "cli"),
+    "edgeawq": ("__init__.py", "__main__.py", "errors.py", "py.typed", "runtime", "tui", "cli"),
     "packager": ("__init__.py", "manifest.py", "records.py"),
     "device_profiles": ("__init__.py", "target.py", "profile.py", "detect.py", "roofline.py", "data"),
     "cpu_kernels": ("__init__.py", "abi.py", "cpu_flags.py"),

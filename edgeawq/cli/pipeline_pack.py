@@ -44,10 +44,12 @@ def pack_bundle(
     with show_progress(console, quiet) as (progress, say):
 
         def record(folder: Path) -> Mapping[str, Any] | None:
-            say("recording the golden answer; for another CPU than this one it takes a second packing, for this one")
+            if not can_run(folder):  # its kernels are another CPU's: the same checkpoint is packed for this one
+                say("packing once more for this computer")
+            say("recording the golden answer")
             return record_answer(folder, checkpoint, head_bits, notes)
 
-        say(f"packing {checkpoint.name} for {profile.name}; the first time, kernels are compiled for it (a minute)")
+        say(f"packing {checkpoint.name} for {profile.name}")
         summary = pack_checkpoint(
             checkpoint,
             profile,

@@ -135,4 +135,4 @@ def test_the_list_of_wheels_covers_the_projects_dependencies() -> None:
 def test_every_own_package_is_there() -> None:
     for package, parts in OWN_PACKAGES.items():
         for part in parts:
-            assert (REPOSITORY / package / part).exists() or part == "serve", f"{package}/{part}"
+            assert (REPOSITORY / package / part).exists(), f"{package}/{part}"
