@@ -139,6 +139,21 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
         for i in range(0, positions * head_dim, _FEATURES):
             store(values + 4 * i, convert(part_f32, load(part_cache, source + size * i)))
 
+    def make_sum_values(kind: Vector) -> Any:
+        @njit(**OPTIONS)
+        def sum_values(out, keep, positions, values, row_bytes, scores):
+            """out · keep + Σ weight · value, for as many features as `kind` has."""
+            sums = mul(load(kind, out), splat(kind, keep))
+            for j in range(positions):
+                weight = splat(kind, load(types.float32, scores + 4 * j))
+                sums = fma(weight, load(kind, values + j * row_bytes), sums)
+            store(out, sums)
+
+        return sum_values
+
+    # 32 features are 8 chains of multiply-adds on a 128-bit machine: enough to hide their latency
+    sum_values, sum_values_wide = make_sum_values(part_f32), make_sum_values(Vector("f32", 2 * _FEATURES))
+
     @njit(**OPTIONS)
     def attend_block(query, head_dim, positions, keys, values, scores, out, state):
         """Online softmax over one block for one query: out [head_dim] and state (maximum, sum) are updated."""
@@ -164,13 +179,12 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
             total = reduce_add(weights)
         store(state, top)
         store(state + 4, load(types.float32, state + 4) * keep + total)
-        kept = splat(part_f32, keep)
-        for i in range(0, head_dim, _FEATURES):
-            sums = mul(load(part_f32, out + 4 * i), kept)
-            for j in range(positions):
-                weight = splat(part_f32, load(types.float32, scores + 4 * j))
-                sums = fma(weight, load(part_f32, values + 4 * (j * head_dim + i)), sums)
-            store(out + 4 * i, sums)
+        i = 0
+        while i + 2 * _FEATURES <= head_dim:
+            sum_values_wide(out + 4 * i, keep, positions, values + 4 * i, 4 * head_dim, scores)
+            i += 2 * _FEATURES
+        if i < head_dim:
+            sum_values(out + 4 * i, keep, positions, values + 4 * i, 4 * head_dim, scores)
 
     @njit(error_model="numpy")
     def attend(context, layer, kv_head, first, last, first_block, last_block, slot, slot_per_token, scratch):

@@ -16,7 +16,8 @@ from numba import njit, types
 from cpu_kernels import abi
 from cpu_kernels.attention import AttentionKernels, make_attention_kernels
 from cpu_kernels.elementwise import RowKernels, make_row_kernels
-from cpu_kernels.linear import OPTIONS, IsaOps, RecordKernels, make_record_kernels
+from cpu_kernels.linear import OPTIONS, IsaOps, RecordKernels
+from cpu_kernels.linear_int8 import make_record_kernels
 from cpu_kernels.threads import ThreadKernels, make_thread_kernels
 from cpu_kernels.vectors import add, convert, float_of_bits, load, load_nibbles, store, widen_unsigned
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit, types
+from numba.core import cgutils
 
 from cpu_kernels.isa.base import Isa
 from cpu_kernels.vectors import (
@@ -25,13 +26,9 @@ from cpu_kernels.vectors import (
     convert,
     define,
     fma,
-    high_nibbles,
     load,
     load_nibbles,
-    low_nibbles,
-    mul,
     splat,
-    splat_value,
     sub,
     widen_unsigned,
     zero,
@@ -82,172 +79,27 @@ class IsaOps:
         self.i8 = Vector("i8", isa.lanes)
         self.bytes = Vector("i8", 4 * isa.lanes)
         self.chain = Vector(isa.chain, isa.chain_lanes)
-        words = self.i32.llvm
-        byte_vector = self.bytes.llvm
+        self.total = Vector("i32", isa.total_lanes)
 
-        def emit_broadcast4(builder: Any, address: Any) -> Any:
-            """4 activation bytes to every lane."""
-            word = builder.load(builder.inttoptr(address, words.element.as_pointer()), align=1)
-            return builder.bitcast(splat_value(builder, words, word), byte_vector)
+        def emit_spread8(builder: Any, address: Any) -> Any:
+            return cgutils.pack_array(builder, isa.emit_spread8(builder, address, self.bytes.llvm))
 
-        self.broadcast4 = define("broadcast4", 1, lambda _: (self.bytes(types.int64), emit_broadcast4))
+        pair = types.UniTuple(self.bytes, 2)
+        # spread8(address): activation bytes 0 … 3, and 4 … 7, in every lane
+        self.spread8 = define("spread8", 1, lambda _: (pair(types.int64), emit_spread8))
         self.multiply_nibbles = define(
             "multiply_nibbles",
             3,
             lambda *_: (self.chain(self.chain, self.bytes, self.bytes), isa.emit_multiply_nibbles),
         )
-        self.widen = define("widen", 2, lambda *_: (self.i32(self.i32, self.chain), isa.emit_widen))
+        self.widen = define("widen", 2, lambda *_: (self.total(self.total, self.chain), isa.emit_widen))
+        self.fold = define("fold", 1, lambda _: (self.i32(self.total), isa.emit_fold))
         self.multiply_bytes = define(
-            "multiply_bytes", 3, lambda *_: (self.i32(self.i32, self.bytes, self.bytes), isa.emit_multiply_bytes)
+            "multiply_bytes",
+            5,
+            lambda *_: (self.total(self.total, *[self.bytes] * 4), isa.emit_multiply_bytes),
         )
         self.pause = define("pause", 0, lambda: (types.void(), isa.emit_pause))
-
-
-def make_int8_nibbles(ops: IsaOps) -> RecordKernels:
-    """4-bit weights × int8 activations."""
-    lanes, f32, f16, i32, byte_kind, chain_kind = ops.lanes, ops.f32, ops.f16, ops.i32, ops.bytes, ops.chain
-    broadcast4, multiply, widen = ops.broadcast4, ops.multiply_nibbles, ops.widen
-    register = 4 * lanes  # bytes; 8 columns of packed nibbles
-
-    @njit(**OPTIONS)
-    def sum32(total, weights, x):
-        # 32 columns: the longest chain that 16-bit sums can take (see the instruction set's file)
-        chain = zero(chain_kind)
-        for step in range(4):
-            packed = load(byte_kind, weights + step * register)
-            chain = multiply(chain, low_nibbles(packed), broadcast4(x + step * 8))
-            chain = multiply(chain, high_nibbles(packed), broadcast4(x + step * 8 + 4))
-        return widen(total, chain)
-
-    @njit(**OPTIONS)
-    def scaled(sums, total, record, zeros, group, x_scale, x_sum):
-        weight_scale = convert(f32, load(f16, record + group * lanes * 2))
-        zero_point = convert(f32, load_nibbles(i32, record + zeros + group * lanes // 2))
-        corrected = sub(convert(f32, total), mul(zero_point, splat(f32, x_sum)))
-        return fma(corrected, mul(weight_scale, splat(f32, x_scale)), sums)
-
-    @njit(**OPTIONS)
-    def dot1(record, zeros, weights, groups, group_size, columns, x):
-        sums = zero(f32)
-        scales = x + columns
-        x_sums = scales + 4 * groups
-        address = record + weights
-        for group in range(groups):
-            total = zero(i32)
-            for _ in range(group_size // 32):
-                total = sum32(total, address, x)
-                address += register * 4
-                x += 32
-            x_scale = load(types.float32, scales + 4 * group)
-            x_sum = load(types.float32, x_sums + 4 * group)
-            sums = scaled(sums, total, record, zeros, group, x_scale, x_sum)
-        return sums
-
-    @njit(**OPTIONS)
-    def dot4(record, zeros, weights, groups, group_size, columns, x, stride):
-        sums0, sums1, sums2, sums3 = zero(f32), zero(f32), zero(f32), zero(f32)
-        address = record + weights
-        constants = x + columns
-        for group in range(groups):
-            total0, total1, total2, total3 = zero(i32), zero(i32), zero(i32), zero(i32)
-            for _ in range(group_size // 32):
-                chain0, chain1, chain2, chain3 = zero(chain_kind), zero(chain_kind), zero(chain_kind), zero(chain_kind)
-                for step in range(4):
-                    packed = load(byte_kind, address + step * register)
-                    low = low_nibbles(packed)
-                    high = high_nibbles(packed)
-                    here = x + step * 8
-                    chain0 = multiply(chain0, low, broadcast4(here))
-                    chain1 = multiply(chain1, low, broadcast4(here + stride))
-                    chain2 = multiply(chain2, low, broadcast4(here + 2 * stride))
-                    chain3 = multiply(chain3, low, broadcast4(here + 3 * stride))
-                    chain0 = multiply(chain0, high, broadcast4(here + 4))
-                    chain1 = multiply(chain1, high, broadcast4(here + stride + 4))
-                    chain2 = multiply(chain2, high, broadcast4(here + 2 * stride + 4))
-                    chain3 = multiply(chain3, high, broadcast4(here + 3 * stride + 4))
-                total0 = widen(total0, chain0)
-                total1 = widen(total1, chain1)
-                total2 = widen(total2, chain2)
-                total3 = widen(total3, chain3)
-                address += register * 4
-                x += 32
-            weight_scale = convert(f32, load(f16, record + group * lanes * 2))
-            zero_point = convert(f32, load_nibbles(i32, record + zeros + group * lanes // 2))
-            at = constants + 4 * group
-            sum_at = at + 4 * groups
-            sums0 = add_group(sums0, total0, weight_scale, zero_point, at, sum_at)
-            sums1 = add_group(sums1, total1, weight_scale, zero_point, at + stride, sum_at + stride)
-            sums2 = add_group(sums2, total2, weight_scale, zero_point, at + 2 * stride, sum_at + 2 * stride)
-            sums3 = add_group(sums3, total3, weight_scale, zero_point, at + 3 * stride, sum_at + 3 * stride)
-        return sums0, sums1, sums2, sums3
-
-    @njit(**OPTIONS)
-    def add_group(sums, total, weight_scale, zero_point, scale_at, sum_at):
-        x_scale = splat(f32, load(types.float32, scale_at))
-        x_sum = splat(f32, load(types.float32, sum_at))
-        corrected = sub(convert(f32, total), mul(zero_point, x_sum))
-        return fma(corrected, mul(weight_scale, x_scale), sums)
-
-    return RecordKernels(dot1, dot4)
-
-
-def make_int8_bytes(ops: IsaOps) -> RecordKernels:
-    """8-bit weights × int8 activations."""
-    lanes, f32, f16, i32, i8, byte_kind = ops.lanes, ops.f32, ops.f16, ops.i32, ops.i8, ops.bytes
-    broadcast4, multiply = ops.broadcast4, ops.multiply_bytes
-    register = 4 * lanes  # bytes; 4 columns
-    offset = np.float32(ops.isa.byte_offset)
-
-    @njit(**OPTIONS)
-    def add_group(sums, total, record, zeros, group, scale_at, sum_at):
-        weight_scale = convert(f32, load(f16, record + group * lanes * 2))
-        zero_point = convert(f32, widen_unsigned(i32, load(i8, record + zeros + group * lanes)))
-        signed_zero = sub(zero_point, splat(f32, offset))
-        x_scale = splat(f32, load(types.float32, scale_at))
-        x_sum = splat(f32, load(types.float32, sum_at))
-        corrected = sub(convert(f32, total), mul(signed_zero, x_sum))
-        return fma(corrected, mul(weight_scale, x_scale), sums)
-
-    @njit(**OPTIONS)
-    def dot1(record, zeros, weights, groups, group_size, columns, x):
-        sums = zero(f32)
-        constants = x + columns
-        address = record + weights
-        for group in range(groups):
-            total = zero(i32)
-            for _ in range(group_size // 32):
-                for step in range(8):
-                    total = multiply(total, load(byte_kind, address + step * register), broadcast4(x + step * 4))
-                address += register * 8
-                x += 32
-            at = constants + 4 * group
-            sums = add_group(sums, total, record, zeros, group, at, at + 4 * groups)
-        return sums
-
-    @njit(**OPTIONS)
-    def dot4(record, zeros, weights, groups, group_size, columns, x, stride):
-        sums0, sums1, sums2, sums3 = zero(f32), zero(f32), zero(f32), zero(f32)
-        constants = x + columns
-        address = record + weights
-        for group in range(groups):
-            total0, total1, total2, total3 = zero(i32), zero(i32), zero(i32), zero(i32)
-            for _ in range(group_size // 4):
-                w = load(byte_kind, address)
-                total0 = multiply(total0, w, broadcast4(x))
-                total1 = multiply(total1, w, broadcast4(x + stride))
-                total2 = multiply(total2, w, broadcast4(x + 2 * stride))
-                total3 = multiply(total3, w, broadcast4(x + 3 * stride))
-                address += register
-                x += 4
-            at = constants + 4 * group
-            sum_at = at + 4 * groups
-            sums0 = add_group(sums0, total0, record, zeros, group, at, sum_at)
-            sums1 = add_group(sums1, total1, record, zeros, group, at + stride, sum_at + stride)
-            sums2 = add_group(sums2, total2, record, zeros, group, at + 2 * stride, sum_at + 2 * stride)
-            sums3 = add_group(sums3, total3, record, zeros, group, at + 3 * stride, sum_at + 3 * stride)
-        return sums0, sums1, sums2, sums3
-
-    return RecordKernels(dot1, dot4)
 
 
 def make_float(ops: IsaOps, bits: int) -> RecordKernels:
@@ -311,13 +163,6 @@ def make_float(ops: IsaOps, bits: int) -> RecordKernels:
         return sums0, sums1, sums2, sums3
 
     return RecordKernels(dot1, dot4)
-
-
-def make_record_kernels(ops: IsaOps, bits: int, activations: str) -> RecordKernels:
-    """Kernels for weights of `bits` 4 or 8 and activations "int8" or "float"."""
-    if activations == "float":
-        return make_float(ops, bits)
-    return make_int8_nibbles(ops) if bits == 4 else make_int8_bytes(ops)
 
 
 def reference_linear(

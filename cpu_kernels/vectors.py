@@ -69,6 +69,7 @@ def define(name: str, arity: int, typer: Callable[..., tuple[Any, Emit]]) -> Any
         2: lambda typingctx, a, b: resolve(a, b),
         3: lambda typingctx, a, b, c: resolve(a, b, c),
         4: lambda typingctx, a, b, c, d: resolve(a, b, c, d),
+        5: lambda typingctx, a, b, c, d, e: resolve(a, b, c, d, e),
     }
     wrapper = wrappers[arity]
     wrapper.__name__ = wrapper.__qualname__ = name
@@ -178,6 +179,7 @@ def _unary_float(name: str, llvm_name: str) -> Any:
 
 
 round_even = _unary_float("round_even", "roundeven")
+negate = define("negate", 1, lambda a: (a(a), lambda builder, x: builder.fneg(x)))
 absolute = _unary_float("absolute", "fabs")
 square_root = _unary_float("square_root", "sqrt")
 

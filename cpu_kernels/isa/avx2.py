@@ -19,7 +19,7 @@ from typing import Any
 from llvmlite import ir
 
 from cpu_kernels.cpu_flags import REQUIRED_CPU_FLAGS
-from cpu_kernels.isa.base import Isa, mean_dot, pause_x86, splat_constant, sum_neighbours, vector
+from cpu_kernels.isa.base import Isa, mean_dot, pause_x86, same, splat_constant, spread8, sum_neighbours, twice, vector
 from cpu_kernels.vectors import call
 
 I8X32 = vector(8, 32)
@@ -68,14 +68,20 @@ AVX2 = Isa(
     cpu_flags=REQUIRED_CPU_FLAGS["avx2"],
     chain="i16",
     chain_lanes=16,
+    total_lanes=8,
+    tokens_at_once=4,
+    chain_from_total=False,
     byte_offset=128,
+    emit_spread8=spread8,
     emit_multiply_nibbles=_multiply_nibbles,
     emit_widen=_widen,
-    emit_multiply_bytes=_multiply_bytes,
+    emit_fold=same,
+    emit_multiply_bytes=twice(_multiply_bytes),
     emit_pause=pause_x86,
     mean_multiply_nibbles=_mean_multiply_nibbles,
     mean_widen=_mean_widen,
-    mean_multiply_bytes=_mean_multiply_bytes,
+    mean_fold=same,
+    mean_multiply_bytes=twice(_mean_multiply_bytes),
 )
 
 
@@ -99,12 +105,18 @@ AVXVNNI = Isa(
     cpu_flags=REQUIRED_CPU_FLAGS["avxvnni"],
     chain="i32",
     chain_lanes=8,
+    total_lanes=8,
+    tokens_at_once=4,
+    chain_from_total=False,
     byte_offset=0,
+    emit_spread8=spread8,
     emit_multiply_nibbles=_dot,
     emit_widen=_add,
-    emit_multiply_bytes=_dot,
+    emit_fold=same,
+    emit_multiply_bytes=twice(_dot),
     emit_pause=pause_x86,
     mean_multiply_nibbles=_mean_dot,
     mean_widen=_add,
-    mean_multiply_bytes=_mean_dot,
+    mean_fold=same,
+    mean_multiply_bytes=twice(_mean_dot),
 )

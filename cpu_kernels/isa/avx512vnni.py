@@ -14,7 +14,7 @@ from typing import Any
 from llvmlite import ir
 
 from cpu_kernels.cpu_flags import REQUIRED_CPU_FLAGS
-from cpu_kernels.isa.base import Isa, mean_dot, pause_x86, vector
+from cpu_kernels.isa.base import Isa, mean_dot, pause_x86, same, spread8, twice, vector
 from cpu_kernels.vectors import call
 
 I32X16 = vector(32, 16)
@@ -40,12 +40,18 @@ AVX512VNNI = Isa(
     cpu_flags=REQUIRED_CPU_FLAGS["avx512vnni"],
     chain="i32",
     chain_lanes=16,
+    total_lanes=16,
+    tokens_at_once=4,
+    chain_from_total=False,
     byte_offset=0,
+    emit_spread8=spread8,
     emit_multiply_nibbles=_dot,
     emit_widen=_add,
-    emit_multiply_bytes=_dot,
+    emit_fold=same,
+    emit_multiply_bytes=twice(_dot),
     emit_pause=pause_x86,
     mean_multiply_nibbles=_mean_dot,
     mean_widen=_add,
-    mean_multiply_bytes=_mean_dot,
+    mean_fold=same,
+    mean_multiply_bytes=twice(_mean_dot),
 )

@@ -1,4 +1,4 @@
-"""What a kernel needs to know of an instruction set: five instructions, each a template and an executable meaning.
+"""What a kernel needs to know of an instruction set: a few instructions, each a template and an executable meaning.
 
 `emit_*` write the target's own instructions; `mean_*` say the same in target-independent LLVM. `portable(isa)` swaps
 the first for the second, so that the kernel of any instruction set, with its own layout and lane count, also runs on
@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from cpu_kernels.vectors import call
+from cpu_kernels.vectors import call, splat_value
 
 Emit = Callable[..., Any]
 
@@ -25,6 +25,10 @@ class Isa:
     """One instruction set. w: unsigned weight bytes, x: signed activation bytes, 4 of them per 32-bit lane.
 
     chain: elements of the running sum of a chain ("i16": summed up after 32 columns; "i32": never overflows).
+    total_lanes: 32-bit sums of a group: as many as `lanes`, or twice, two neighbours for each row.
+    tokens_at_once: activation rows whose chains and sums the registers hold, 4 or 2.
+    chain_from_total: with four rows at once, a chain goes on from the group's sum instead of being added to it. That
+    saves an addition, but the next chain waits for the last: for an instruction with a short latency.
     byte_offset: what the 8-bit kernel subtracts from weight and zero point to make the weight signed (0 or 128).
     cpu_flags: names in /proc/cpuinfo that a CPU must show.
     """
@@ -36,13 +40,19 @@ class Isa:
     cpu_flags: tuple[str, ...]
     chain: str
     chain_lanes: int
+    total_lanes: int
+    tokens_at_once: int
+    chain_from_total: bool
     byte_offset: int
+    emit_spread8: Emit  # (builder, address, kind of x) → x of columns 0 … 3, x of columns 4 … 7: bytes in every lane
     emit_multiply_nibbles: Emit  # (builder, chain, w in 0 … 15, x) → chain
-    emit_widen: Emit  # (builder, sum i32, chain) → sum i32
-    emit_multiply_bytes: Emit  # (builder, sum i32, w in 0 … 255, x) → sum i32 of (w - byte_offset) * x
+    emit_widen: Emit  # (builder, sums i32, chain) → sums i32
+    emit_fold: Emit  # (builder, sums i32 [total_lanes]) → i32 [lanes]
+    emit_multiply_bytes: Emit  # (builder, sums, w, w', x, x'), 8 columns, w in 0 … 255 → sums + (w - byte_offset) * x
     emit_pause: Emit  # (builder) → None
     mean_multiply_nibbles: Emit
     mean_widen: Emit
+    mean_fold: Emit
     mean_multiply_bytes: Emit
 
 
@@ -53,11 +63,38 @@ def portable(isa: Isa, machine: str) -> Isa:
         name=f"{isa.name}_portable",
         machine=machine,
         cpu_flags=(),
+        emit_spread8=spread8,
         emit_multiply_nibbles=isa.mean_multiply_nibbles,
         emit_widen=isa.mean_widen,
+        emit_fold=isa.mean_fold,
         emit_multiply_bytes=isa.mean_multiply_bytes,
         emit_pause=pause_nothing,
     )
+
+
+def spread8(builder: ir.IRBuilder, address: Any, kind: ir.VectorType) -> tuple[Any, Any]:
+    """Two loads, each broadcast: one instruction on x86."""
+    words = vector(32, kind.count // 4)
+    halves = []
+    for offset in (0, 4):
+        pointer = builder.inttoptr(builder.add(address, address.type(offset)), _I32.as_pointer())
+        word = builder.load(pointer, align=1)
+        halves.append(builder.bitcast(splat_value(builder, words, word), kind))
+    return halves[0], halves[1]
+
+
+def same(_builder: ir.IRBuilder, value: Any) -> Any:
+    """The fold of an instruction set that has one sum for each row."""
+    return value
+
+
+def twice(multiply: Emit) -> Emit:
+    """`multiply_bytes` for 8 columns from an instruction for 4."""
+
+    def emit(builder: ir.IRBuilder, total: Any, w0: Any, w1: Any, x0: Any, x1: Any) -> Any:
+        return multiply(builder, multiply(builder, total, w0, x0), w1, x1)
+
+    return emit
 
 
 def pause_nothing(builder: ir.IRBuilder) -> None:

@@ -1,0 +1,47 @@
+"""The inner loops of the Arm objects are those that docs/benchmarks.md reckons with. Needs no program but Numba."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.arm_loops import Loop, read_function
+from cpu_kernels.build import build_assembly
+from device_profiles.profile import load_profile
+
+SPILL = r"(ldr|str|ldp|stp) .*\[sp"
+
+
+def multiply_loops(board: str, symbol: str) -> list[Loop]:
+    """The loops over the columns: not those over the constants of groups."""
+    target = load_profile(board).target
+    loops = read_function(build_assembly(target, target.isa), symbol).inner_loops()
+    return [loop for loop in loops if loop.count(r"sm(ul|la)l|sdot") >= 8]
+
+
+@pytest.mark.parametrize("symbol", ["linear_w4a8", "linear_w8a8", "gated_w4a8", "gated_w8a8"])
+def test_a_pi4_multiplies_upper_halves_where_they_are(symbol):
+    loops = multiply_loops("pi4", symbol)
+    assert loops
+    for loop in loops:
+        lower, upper = loop.count(r"sm(ul|la)l v"), loop.count(r"sm(ul|la)l2 v")
+        assert lower == upper and loop.count(r"ext ") == 0, loop.body
+        assert loop.count("sadalp") >= 4 and loop.count("addp") == 0
+        assert loop.count(SPILL) == 0
+
+
+@pytest.mark.parametrize("symbol", ["linear_w4a8", "linear_w8a8", "gated_w4a8", "gated_w8a8"])
+def test_a_pi5_takes_activations_by_lane(symbol):
+    loops = multiply_loops("pi5", symbol)
+    assert loops
+    for loop in loops:
+        assert loop.count(r"sdot v\d+\.4s, v\d+\.16b, v\d+\.4b\[") == loop.count("sdot")
+        assert loop.count("ld1r") == loop.count("dup") == 0
+        assert loop.count(SPILL) == 0
+
+
+@pytest.mark.parametrize(("board", "most"), [("pi4", 8.5), ("pi5", 6.0)])
+def test_instructions_for_32_weights(board, most):
+    per_product = {"pi4": 8, "pi5": 16}[board]
+    for loop in multiply_loops(board, "linear_w4a8"):
+        products = per_product * loop.count(r"sm(ul|la)l|sdot")
+        assert len(loop.body) * 32 / products <= most
