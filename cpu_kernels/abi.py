@@ -8,7 +8,7 @@ This module imports nothing, so that a device can use it.
 
 from __future__ import annotations
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 # Positions in the context, in int64 words.
 N_THREADS = 0
@@ -46,6 +46,7 @@ PARTIAL_STATE = 31  # address: float32 [slots, N_HEADS, 2]: running maximum, run
 SYNC = 32  # address: int32 words, see SYNC_*
 ATTENTION_SCALE_BITS = 33  # float32 bits of 1 / sqrt(head_dim)
 SPIN_LIMIT = 34  # pauses before a waiting thread sleeps
+KV_BITS = 35  # 8: int8 with scales, 16: float16; the float decoder has float32 whatever this says
 CONTEXT_WORDS = 40
 
 # Logits of a step: none, after its last token, after every token.
@@ -60,9 +61,11 @@ LAYER_QKV = 2  # four linear descriptors follow, LINEAR_WORDS each
 LAYER_O = 10
 LAYER_GATE_UP = 18
 LAYER_DOWN = 26
-KEYS = 34  # address: CACHE_ELEMENT [N_KV_HEADS, CONTEXT_LENGTH / KV_BLOCK, HEAD_DIM, KV_BLOCK]
-VALUES = 35  # address: CACHE_ELEMENT [N_KV_HEADS, CONTEXT_LENGTH, HEAD_DIM]
-LAYER_WORDS = 36
+KEYS = 34  # address: cache elements [N_KV_HEADS, CONTEXT_LENGTH / KV_BLOCK, HEAD_DIM, KV_BLOCK]
+VALUES = 35  # address: cache elements [N_KV_HEADS, CONTEXT_LENGTH, HEAD_DIM]
+KEY_SCALES = 36  # address: float32 [N_KV_HEADS, CONTEXT_LENGTH], for an int8 cache
+VALUE_SCALES = 37  # address: the same shape
+LAYER_WORDS = 38
 
 # Words of a linear descriptor.
 WEIGHTS = 0  # address of the first record
@@ -82,12 +85,17 @@ SYNC_WORK_SLEEPERS = 64
 SYNC_QUIT = 80
 SYNC_WORDS = 96
 
-# What the KV cache holds, by kind of activations.
-CACHE_ELEMENT = {"int8": "f16", "float": "f32"}
+# What the KV cache may hold, by kind of activations: bits → element. The first one is the usual one.
+CACHE_ELEMENTS = {"int8": {16: "f16", 8: "i8"}, "float": {32: "f32"}}
 
 MAX_TOKENS = 64  # tokens of one step
 KV_BLOCK = 32  # positions that attention takes at a time
 QUERY_BLOCK = 8  # tokens whose queries share one pass over the keys
+
+
+def zero_bits(bits: int) -> int:
+    """Bits of a zero point of `bits`-wide weights: narrow ones take a nibble too, so that all are unpacked alike."""
+    return max(bits, 4)
 
 
 def activation_row_bytes(in_features: int) -> int:

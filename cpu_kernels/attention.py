@@ -1,9 +1,8 @@
-"""Attention over a block-transposed KV cache, flash-style, and the rotary embedding that feeds it.
+"""Attention over a block-transposed KV cache (`kv_cache`), flash-style, and the rotary embedding of the queries.
 
-Keys lie as [kv head, block, head_dim, KV_BLOCK]: a vector load takes one feature of 32 neighbouring positions, so a
-score needs no sum across lanes. Values lie as [kv head, position, head_dim]. A block is widened to float32 once and
-used by every query head of its group and by up to QUERY_BLOCK tokens. Softmax runs online (running maximum and sum), so
-a thread can take any range of blocks; partial results are merged afterwards.
+One feature of 32 neighbouring positions is one vector, so a score needs no sum across lanes. A block is widened to
+float32 once and used by every query head of its group and by up to QUERY_BLOCK tokens. Softmax runs online (running
+maximum and sum), so a thread can take any range of blocks; partial results are merged afterwards.
 Source: Dao et al., FlashAttention (2022), algorithm 1; Flash-Decoding (2023) for the split over the keys.
 """
 
@@ -18,10 +17,11 @@ from numba import njit, types
 
 from cpu_kernels import abi
 from cpu_kernels.elementwise import make_exponential
-from cpu_kernels.linear import OPTIONS, Estimates
+from cpu_kernels.isa_ops import OPTIONS
+from cpu_kernels.kv_cache import BLOCK, BLOCK_F32, FEATURES, make_cache_kernels
+from cpu_kernels.linear import Estimates
 from cpu_kernels.vectors import (
     Vector,
-    convert,
     float_of_bits,
     fma,
     load,
@@ -30,15 +30,11 @@ from cpu_kernels.vectors import (
     reduce_max,
     splat,
     store,
-    store_half,
     sub,
     zero,
 )
 
-_BLOCK = abi.KV_BLOCK
-_BLOCK_F32 = 4 * _BLOCK  # bytes
 _LOWEST = np.float32(-1e30)  # instead of -inf: the difference of two of them is 0, not NaN
-_FEATURES = 16  # features that one step of the value sum takes
 
 
 def estimate_attention(n_heads: int, n_kv_heads: int, head_dim: int, positions: int) -> Estimates:
@@ -59,12 +55,11 @@ class AttentionKernels:
 
 
 def make_attention_kernels(cache: str) -> AttentionKernels:
-    """Attention over a cache of "f16" or "f32" elements; head_dim must be a multiple of 16."""
-    block_f32, block_cache = Vector("f32", _BLOCK), Vector(cache, _BLOCK)
-    part_f32, part_cache = Vector("f32", _FEATURES), Vector(cache, _FEATURES)
-    size = {"f16": 2, "f32": 4}[cache]  # bytes of an element
-    store_element = store_half if cache == "f16" else store
-    exponential = make_exponential(_BLOCK)
+    """Attention over a cache of "i8", "f16" or "f32" elements; head_dim must be a multiple of 16."""
+    access = make_cache_kernels(cache)
+    widen_block = access.widen_block
+    block_f32, part_f32 = Vector("f32", BLOCK), Vector("f32", FEATURES)
+    exponential = make_exponential(BLOCK)
     exponential8 = make_exponential(8)
     scalar_kind = Vector("f32", 8)
 
@@ -75,33 +70,6 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
     @njit(**OPTIONS)
     def field(context, word):
         return load(types.int64, context + 8 * word)
-
-    @njit(**OPTIONS)
-    def write_keys_values(context, layer, token):
-        """Rotate the keys of one token and put its keys and values into the cache, all KV heads."""
-        head_dim = field(context, abi.HEAD_DIM)
-        half = head_dim // 2
-        heads, kv_heads = field(context, abi.N_HEADS), field(context, abi.N_KV_HEADS)
-        length = field(context, abi.CONTEXT_LENGTH)
-        position = field(context, abi.POSITION) + token
-        row = field(context, abi.QKV) + 4 * token * field(context, abi.QKV_STRIDE)
-        cosines = field(context, abi.COSINES) + 4 * position * half
-        sines = field(context, abi.SINES) + 4 * position * half
-        for head in range(kv_heads):
-            key = row + 4 * (heads + head) * head_dim
-            value = row + 4 * (heads + kv_heads + head) * head_dim
-            block = (head * (length // _BLOCK) + position // _BLOCK) * head_dim * _BLOCK
-            key_out = load(types.int64, layer + 8 * abi.KEYS) + size * (block + position % _BLOCK)
-            for i in range(half):
-                first = load(types.float32, key + 4 * i)
-                second = load(types.float32, key + 4 * (i + half))
-                cosine = load(types.float32, cosines + 4 * i)
-                sine = load(types.float32, sines + 4 * i)
-                store_element(key_out + size * _BLOCK * i, first * cosine - second * sine)
-                store_element(key_out + size * _BLOCK * (i + half), second * cosine + first * sine)
-            value_out = load(types.int64, layer + 8 * abi.VALUES) + size * (head * length + position) * head_dim
-            for i in range(0, head_dim, _FEATURES):
-                store(value_out + size * i, convert(part_cache, load(part_f32, value + 4 * i)))
 
     @njit(**OPTIONS)
     def rotate_queries(context, kv_head, first, last, out):
@@ -126,19 +94,6 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
                     store(out + 4 * (i + half), b * cosine + a * sine)
                 out += 4 * head_dim
 
-    @njit(**OPTIONS)
-    def widen_block(context, layer, kv_head, block, positions, keys, values):
-        """One block of keys (all KV_BLOCK positions) and of values (`positions` of them) to float32."""
-        head_dim = field(context, abi.HEAD_DIM)
-        length = field(context, abi.CONTEXT_LENGTH)
-        source = load(types.int64, layer + 8 * abi.KEYS)
-        source += size * (kv_head * (length // _BLOCK) + block) * head_dim * _BLOCK
-        for i in range(head_dim):
-            store(keys + _BLOCK_F32 * i, convert(block_f32, load(block_cache, source + size * _BLOCK * i)))
-        source = load(types.int64, layer + 8 * abi.VALUES) + size * (kv_head * length + block * _BLOCK) * head_dim
-        for i in range(0, positions * head_dim, _FEATURES):
-            store(values + 4 * i, convert(part_f32, load(part_cache, source + size * i)))
-
     def make_sum_values(kind: Vector) -> Any:
         @njit(**OPTIONS)
         def sum_values(out, keep, positions, values, row_bytes, scores):
@@ -152,7 +107,7 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
         return sum_values
 
     # 32 features are 8 chains of multiply-adds on a 128-bit machine: enough to hide their latency
-    sum_values, sum_values_wide = make_sum_values(part_f32), make_sum_values(Vector("f32", 2 * _FEATURES))
+    sum_values, sum_values_wide = make_sum_values(part_f32), make_sum_values(Vector("f32", 2 * FEATURES))
 
     @njit(**OPTIONS)
     def attend_block(query, head_dim, positions, keys, values, scores, out, state):
@@ -160,10 +115,10 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
         score = zero(block_f32)
         for i in range(head_dim):
             feature = splat(block_f32, load(types.float32, query + 4 * i))
-            score = fma(feature, load(block_f32, keys + _BLOCK_F32 * i), score)
-        if positions < _BLOCK:
+            score = fma(feature, load(block_f32, keys + BLOCK_F32 * i), score)
+        if positions < BLOCK:
             store(scores, score)
-            for j in range(positions, _BLOCK):
+            for j in range(positions, BLOCK):
                 store(scores + 4 * j, _LOWEST)
             score = load(block_f32, scores)
         before = load(types.float32, state)
@@ -172,7 +127,7 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
         keep = exponential_scalar(before - top)
         store(scores, weights)
         total = np.float32(0)
-        if positions < _BLOCK:
+        if positions < BLOCK:
             for j in range(positions):
                 total += load(types.float32, scores + 4 * j)
         else:
@@ -180,9 +135,9 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
         store(state, top)
         store(state + 4, load(types.float32, state + 4) * keep + total)
         i = 0
-        while i + 2 * _FEATURES <= head_dim:
+        while i + 2 * FEATURES <= head_dim:
             sum_values_wide(out + 4 * i, keep, positions, values + 4 * i, 4 * head_dim, scores)
-            i += 2 * _FEATURES
+            i += 2 * FEATURES
         if i < head_dim:
             sum_values(out + 4 * i, keep, positions, values + 4 * i, 4 * head_dim, scores)
 
@@ -196,9 +151,9 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
         heads = field(context, abi.N_HEADS)
         group = heads // field(context, abi.N_KV_HEADS)
         keys = scratch
-        values = keys + 4 * _BLOCK * head_dim
-        scores = values + 4 * _BLOCK * head_dim
-        queries = scores + _BLOCK_F32
+        values = keys + 4 * BLOCK * head_dim
+        scores = values + 4 * BLOCK * head_dim
+        queries = scores + BLOCK_F32
         rotate_queries(context, kv_head, first, last, queries)
         for token in range(first, last):
             at = (slot + slot_per_token * token) * heads + kv_head * group
@@ -207,15 +162,15 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
                 store(state, _LOWEST)
                 store(state + 4, np.float32(0))
                 out = field(context, abi.PARTIAL) + 4 * head * head_dim
-                for i in range(0, head_dim, _FEATURES):
+                for i in range(0, head_dim, FEATURES):
                     store(out + 4 * i, zero(part_f32))
         position = field(context, abi.POSITION)
         for block in range(first_block, last_block):
-            start = block * _BLOCK
+            start = block * BLOCK
             # positions of the block that the last token sees; earlier tokens see fewer
-            widen_block(context, layer, kv_head, block, min(_BLOCK, position + last - start), keys, values)
+            widen_block(context, layer, kv_head, block, min(BLOCK, position + last - start), keys, values)
             for token in range(first, last):
-                visible = min(_BLOCK, position + token + 1 - start)
+                visible = min(BLOCK, position + token + 1 - start)
                 if visible <= 0:
                     continue
                 at = (slot + slot_per_token * token) * heads + kv_head * group
@@ -237,19 +192,19 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
             for slot in range(first_slot, first_slot + slots):
                 top = max(top, load(types.float32, states + 8 * (slot * heads + head)))
             total = np.float32(0)
-            for i in range(0, head_dim, _FEATURES):
+            for i in range(0, head_dim, FEATURES):
                 store(out + 4 * i, zero(part_f32))
             for slot in range(first_slot, first_slot + slots):
                 at = slot * heads + head
                 keep = exponential_scalar(load(types.float32, states + 8 * at) - top)
                 total += keep * load(types.float32, states + 8 * at + 4)
                 kept = splat(part_f32, keep)
-                for i in range(0, head_dim, _FEATURES):
+                for i in range(0, head_dim, FEATURES):
                     part = load(part_f32, partial + 4 * (at * head_dim + i))
                     store(out + 4 * i, fma(part, kept, load(part_f32, out + 4 * i)))
             scale = splat(part_f32, np.float32(1) / total)
-            for i in range(0, head_dim, _FEATURES):
+            for i in range(0, head_dim, FEATURES):
                 store(out + 4 * i, mul(load(part_f32, out + 4 * i), scale))
             out += 4 * head_dim
 
-    return AttentionKernels(write_keys_values, attend, merge)
+    return AttentionKernels(access.write_keys_values, attend, merge)

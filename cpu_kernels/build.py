@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from device_profiles.target import Target
 from edgeawq.errors import KernelError, MissingExtraError
 
 KINDS = ("decoder", "kernels")
+WEIGHT_BITS = (2, 3, 4, 8)
+USUAL_BITS = (4, 8)  # body and head of nearly every model
 
 
 def cache_folder() -> Path:
@@ -22,8 +25,8 @@ def cache_folder() -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "edgeawq") / "kernels"
 
 
-def _source_key(target: Target, isa: str, kind: str) -> str:
-    digest = hashlib.sha256(f"{target} {isa} {kind}".encode())
+def _source_key(target: Target, isa: str, kind: str, bits: tuple[int, ...]) -> str:
+    digest = hashlib.sha256(f"{target} {isa} {kind} {bits}".encode())
     for package in ("numba", "llvmlite"):
         try:
             digest.update(f"{package} {importlib.metadata.version(package)}".encode())
@@ -36,24 +39,28 @@ def _source_key(target: Target, isa: str, kind: str) -> str:
     return digest.hexdigest()
 
 
-def build(target: Target, isa: str, kind: str = "decoder") -> tuple[bytes, str]:
+def build(target: Target, isa: str, kind: str = "decoder", bits: Sequence[int] = USUAL_BITS) -> tuple[bytes, str]:
     """(ELF object, assembly) of the kernels for a target; built once and kept in the cache.
 
-    isa: an instruction set's name, or NAME_portable for its meaning in plain LLVM.
+    isa: an instruction set's name, or NAME_portable for its meaning in plain LLVM. bits: widths of the weights that
+    the kernels take; each one makes the object and the time to build it larger.
     Raises KernelError when the compiler refuses.
     """
     if kind not in KINDS:
         raise KernelError(f"unknown kind of object {kind!r}", remedy=f"known: {', '.join(KINDS)}")
+    if not bits or not set(bits) <= set(WEIGHT_BITS):
+        raise KernelError(f"there are no kernels for weights of {bits} bits", remedy=f"known: {WEIGHT_BITS}")
+    widths = tuple(sorted(set(bits)))
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{isa}-{kind}-{_source_key(target, isa, kind)[:32]}.o"
+    path = folder / f"{isa}-{kind}-{_source_key(target, isa, kind, widths)[:32]}.o"
     listing = path.with_suffix(".s")
     if not (path.exists() and listing.exists()):
-        _compile(target, isa, kind, path, listing)
+        _compile(target, isa, kind, widths, path, listing)
     return path.read_bytes(), listing.read_text()
 
 
-def _compile(target: Target, isa: str, kind: str, path: Path, listing: Path) -> None:
+def _compile(target: Target, isa: str, kind: str, bits: tuple[int, ...], path: Path, listing: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as scratch:
         new_object, new_listing = Path(scratch, "object"), Path(scratch, "listing")
         command = [
@@ -63,6 +70,7 @@ def _compile(target: Target, isa: str, kind: str, path: Path, listing: Path) -> 
             str(target),
             isa,
             kind,
+            ",".join(str(width) for width in bits),
             str(new_object),
             str(new_listing),
         ]
@@ -83,9 +91,9 @@ def _compile(target: Target, isa: str, kind: str, path: Path, listing: Path) -> 
         os.replace(new_object, path)
 
 
-def build_object(target: Target, isa: str) -> bytes:
+def build_object(target: Target, isa: str, bits: Sequence[int] = USUAL_BITS) -> bytes:
     """The decoder's object for a target: what a bundle carries."""
-    return build(target, isa)[0]
+    return build(target, isa, bits=bits)[0]
 
 
 def build_assembly(target: Target, isa: str, kind: str = "kernels") -> str:

@@ -7,17 +7,17 @@ thread does for itself into private memory; with many tokens it is split by toke
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from numba import njit, types
 
 from cpu_kernels import abi
-from cpu_kernels.attention import AttentionKernels, make_attention_kernels
+from cpu_kernels.attention import make_attention_kernels
 from cpu_kernels.elementwise import RowKernels, make_row_kernels
-from cpu_kernels.linear import OPTIONS, IsaOps, RecordKernels
-from cpu_kernels.linear_int8 import make_record_kernels
+from cpu_kernels.isa_ops import OPTIONS, IsaOps, RecordKernels
+from cpu_kernels.record_kernels import make_record_kernels
 from cpu_kernels.threads import ThreadKernels, make_thread_kernels
 from cpu_kernels.vectors import add, convert, float_of_bits, load, load_nibbles, store, widen_unsigned
 
@@ -31,6 +31,7 @@ def make_linear_layer(ops: IsaOps, bits: int, activations: str) -> tuple[Any, An
     silu_multiply = make_row_kernels(ops).silu_multiply
     lanes, f32 = ops.lanes, ops.f32
     register = 4 * lanes
+    point_bits = abi.zero_bits(bits)
 
     @njit(**OPTIONS)
     def shape(descriptor):
@@ -38,7 +39,7 @@ def make_linear_layer(ops: IsaOps, bits: int, activations: str) -> tuple[Any, An
         group_size = load(types.int64, descriptor + 8 * abi.GROUP_SIZE)
         groups = columns // group_size
         zeros = groups * lanes * 2
-        weights = (zeros + groups * lanes * bits // 8 + 63) // 64 * 64
+        weights = (zeros + groups * lanes * point_bits // 8 + 63) // 64 * 64
         return columns, group_size, groups, zeros, weights, weights + columns * lanes * bits // 8
 
     @njit(**OPTIONS)
@@ -110,11 +111,49 @@ def make_linear_layer(ops: IsaOps, bits: int, activations: str) -> tuple[Any, An
     return linear, gated
 
 
+def choose_by_bits(functions: dict[int, Any]) -> Any:
+    """choose(bits, arguments) calls the function for `bits`, else the last one; the runtime has checked the bits."""
+    (bits, function), *others = functions.items()
+    if not others:
+
+        @njit(**OPTIONS)
+        def last(wanted, arguments):
+            function(*arguments)
+
+        return last
+    rest = choose_by_bits(dict(others))
+
+    @njit(**OPTIONS)
+    def choose(wanted, arguments):
+        if wanted == bits:
+            function(*arguments)
+        else:
+            rest(wanted, arguments)
+
+    return choose
+
+
 def make_embedding_row(ops: IsaOps) -> Any:
-    """embedding_row(descriptor, token id, out): one row of a 4- or 8-bit table as float32."""
+    """embedding_row(descriptor, token id, out): one row of a 2- to 8-bit table as float32."""
     lanes = ops.lanes
     f32, f16, i8, i32 = ops.f32, ops.f16, ops.i8, ops.i32
     register = 4 * lanes
+
+    @njit(error_model="numpy")
+    def word(address, shift, mask):
+        return (load(types.uint32, address) >> types.uint32(shift)) & types.uint32(mask)
+
+    @njit(error_model="numpy")
+    def weight(address, column, bits):
+        """One weight of the lane whose first word is at `address`."""
+        byte = 8 * (column % 4)
+        if bits == 3:
+            at = column % 32
+            block = address + column // 32 * 3 * register
+            low = word(block + at // 16 * register, byte + 2 * (at % 16 // 4), 3)
+            return low | word(block + 2 * register, byte + at // 4, 1) << types.uint32(2)
+        values = 32 // bits
+        return word(address + column // values * register, byte + bits * (column % values // 4), (1 << bits) - 1)
 
     @njit(error_model="numpy")
     def embedding_row(descriptor, row, scratch, out):
@@ -123,15 +162,14 @@ def make_embedding_row(ops: IsaOps) -> Any:
         group_size = load(types.int64, descriptor + 8 * abi.GROUP_SIZE)
         groups = columns // group_size
         zeros = groups * lanes * 2
-        weights = (zeros + groups * lanes * bits // 8 + 63) // 64 * 64
+        weights = (zeros + groups * lanes * max(bits, types.int64(4)) // 8 + 63) // 64 * 64
         record = load(types.int64, descriptor + 8 * abi.WEIGHTS)
         record += row // lanes * (weights + columns * lanes * bits // 8)
         lane = row % lanes
-        values = 32 // bits
         for group in range(groups):
             # the constants of all lanes go through memory; only one lane's are wanted
             store(scratch, convert(f32, load(f16, record + group * lanes * 2)))
-            if bits == 4:
+            if bits < 8:
                 points = load_nibbles(i32, record + zeros + group * lanes // 2)
             else:
                 points = widen_unsigned(i32, load(i8, record + zeros + group * lanes))
@@ -139,12 +177,7 @@ def make_embedding_row(ops: IsaOps) -> Any:
             scale = load(types.float32, scratch + 4 * lane)
             zero_point = load(types.float32, scratch + register + 4 * lane)
             for column in range(group * group_size, (group + 1) * group_size):
-                address = record + weights + column // values * register + 4 * lane
-                word = load(types.uint32, address)
-                if bits == 4:
-                    q = (word >> types.uint32(8 * (column % 4) + column % 8 // 4 * 4)) & types.uint32(15)
-                else:
-                    q = (word >> types.uint32(8 * (column % 4))) & types.uint32(255)
+                q = weight(record + weights + 4 * lane, column, bits)
                 store(out + 4 * column, (types.float32(q) - zero_point) * scale)
 
     return embedding_row
@@ -164,15 +197,20 @@ def make_common_kernels(ops: IsaOps) -> CommonKernels:
     return CommonKernels(make_row_kernels(ops), make_embedding_row(ops), make_thread_kernels(ops))
 
 
-def make_forward(ops: IsaOps, common: CommonKernels, activations: str) -> Any:
-    """forward(context, thread): "int8" activations and a float16 KV cache, or "float" and float32: the exact path."""
+def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bits: Sequence[int]) -> Any:
+    """forward(context, thread): "int8" activations, or "float", the exact path; a KV cache of `abi.CACHE_ELEMENTS`."""
     rows, embedding_row = common.rows, common.embedding_row
-    attention: AttentionKernels = make_attention_kernels(abi.CACHE_ELEMENT[activations])
+    # the usual one last: it is what `choose_by_bits` takes where nothing was said
+    elements = reversed(abi.CACHE_ELEMENTS[activations].items())
+    caches = {bits: make_attention_kernels(element) for bits, element in elements}
+    write_keys_values = choose_by_bits({bits: kernels.write_keys_values for bits, kernels in caches.items()})
+    attend = choose_by_bits({bits: kernels.attend for bits, kernels in caches.items()})
+    merge = next(iter(caches.values())).merge
     rms_norm, quantize_row, copy_row = rows.rms_norm, rows.quantize_row, rows.copy_row
-    write_keys_values, attend, merge = attention.write_keys_values, attention.attend, attention.merge
     barrier = common.threads.barrier
-    linear4, gated4 = make_linear_layer(ops, 4, activations)
-    linear8, gated8 = make_linear_layer(ops, 8, activations)
+    layers = {bits: make_linear_layer(ops, bits, activations) for bits in weight_bits}
+    linear = choose_by_bits({bits: layer[0] for bits, layer in layers.items()})
+    gated_linear = choose_by_bits({bits: layer[1] for bits, layer in layers.items()})
     lanes = ops.lanes
     quantized = activations == "int8"
 
@@ -198,20 +236,16 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str) -> Any:
     @njit(error_model="numpy")
     def run_linear(descriptor, mode, x, x_stride, out, out_stride, tokens, thread, threads):
         first, last = share(records(descriptor), thread, threads)
-        if load(types.int64, descriptor + 8 * abi.BITS) == 4:
-            linear4(descriptor, mode, x, x_stride, out, out_stride, tokens, first, last)
-        else:
-            linear8(descriptor, mode, x, x_stride, out, out_stride, tokens, first, last)
+        bits = load(types.int64, descriptor + 8 * abi.BITS)
+        linear(bits, (descriptor, mode, x, x_stride, out, out_stride, tokens, first, last))
 
     @njit(error_model="numpy")
     def run_gated(descriptor, x, x_stride, out, out_stride, tokens, thread, threads):
         # the descriptor counts the rows of gate and up together
         pairs = load(types.int64, descriptor + 8 * abi.OUT_FEATURES) // 2
         first, last = share((pairs + lanes - 1) // lanes, thread, threads)
-        if load(types.int64, descriptor + 8 * abi.BITS) == 4:
-            gated4(descriptor, x, x_stride, out, out_stride, tokens, first, last)
-        else:
-            gated8(descriptor, x, x_stride, out, out_stride, tokens, first, last)
+        bits = load(types.int64, descriptor + 8 * abi.BITS)
+        gated_linear(bits, (descriptor, x, x_stride, out, out_stride, tokens, first, last))
 
     @njit(error_model="numpy")
     def normed_rows(context, thread, norm, descriptor, first, last, target):
@@ -247,26 +281,27 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str) -> Any:
         scratch = field(context, abi.SCRATCH) + thread * field(context, abi.SCRATCH_BYTES)
         position = field(context, abi.POSITION)
         kv_heads = field(context, abi.N_KV_HEADS)
+        kv_bits = field(context, abi.KV_BITS)
         start = types.int64(0)  # a literal would make a copy of every kernel it is passed to
         if tokens == 1:
             # The keys are split among the threads; whoever has the last block also writes the new key and value.
             blocks = position // abi.KV_BLOCK + 1
             first, last = share(blocks, thread, threads)
             if last == blocks and first < last:
-                write_keys_values(context, layer, start)
+                write_keys_values(kv_bits, (context, layer, start))
             for head in range(kv_heads):
-                attend(context, layer, head, start, start + 1, first, last, thread, start, scratch)
+                attend(kv_bits, (context, layer, head, start, start + 1, first, last, thread, start, scratch))
             return
         first, last = share(tokens, thread, threads)
         for token in range(first, last):
-            write_keys_values(context, layer, token)
+            write_keys_values(kv_bits, (context, layer, token))
         barrier(context)
         parts = (tokens + abi.QUERY_BLOCK - 1) // abi.QUERY_BLOCK
         for unit in range(thread, kv_heads * parts, threads):
             first = unit // kv_heads * abi.QUERY_BLOCK
             last = min(tokens, first + abi.QUERY_BLOCK)
             blocks = (position + last - 1) // abi.KV_BLOCK + 1
-            attend(context, layer, unit % kv_heads, first, last, start, blocks, start, start + 1, scratch)
+            attend(kv_bits, (context, layer, unit % kv_heads, first, last, start, blocks, start, start + 1, scratch))
 
     @njit(error_model="numpy")
     def run_layer(context, layer, thread, threads, tokens):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from cpu_kernels.linear import OPTIONS, IsaOps
+from cpu_kernels.isa_ops import OPTIONS, IsaOps
 from cpu_kernels.vectors import (
     Vector,
     absolute,

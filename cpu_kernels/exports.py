@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from numba import types
 
 from cpu_kernels.attention import make_attention_kernels
@@ -9,18 +11,18 @@ from cpu_kernels.crosscompile import Export
 from cpu_kernels.decoder import make_common_kernels, make_forward, make_linear_layer
 from cpu_kernels.elementwise import make_exponential, make_row_kernels
 from cpu_kernels.isa.base import Isa
-from cpu_kernels.linear import IsaOps
+from cpu_kernels.isa_ops import IsaOps
 from cpu_kernels.threads import make_step_functions
 from cpu_kernels.vectors import float_of_bits, load, store
 
 
-def decoder_exports(isa: Isa) -> list[Export]:
-    """step, serve and stop for both kinds of activations."""
+def decoder_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
+    """step, serve and stop for both kinds of activations and weights of the given bits."""
     ops = IsaOps(isa)
     common = make_common_kernels(ops)
     exports = []
     for activations in ("int8", "float"):
-        step, serve, stop = make_step_functions(common.threads, make_forward(ops, common, activations))
+        step, serve, stop = make_step_functions(common.threads, make_forward(ops, common, activations, bits))
         exports += [
             Export(f"edgeawq_step_{activations}", step, 1),
             Export(f"edgeawq_serve_{activations}", serve, 2),
@@ -28,8 +30,8 @@ def decoder_exports(isa: Isa) -> list[Export]:
     return [*exports, Export("edgeawq_stop", stop, 1)]
 
 
-def kernel_exports(isa: Isa) -> list[Export]:
-    """Single kernels under their own names: linear_w{4,8}a{8,32}, gated_…, rms_norm, quantize_row, exponential, …"""
+def kernel_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
+    """Single kernels under their own names: linear_w{bits}a{8,32}, gated_…, rms_norm, quantize_row, exponential, …"""
     ops = IsaOps(isa)
     rows = make_row_kernels(ops)
     attention = make_attention_kernels("f16")
@@ -37,11 +39,11 @@ def kernel_exports(isa: Isa) -> list[Export]:
     write_keys_values, attend, merge = attention.write_keys_values, attention.attend, attention.merge
     exponential, f32, lanes = make_exponential(ops.lanes), ops.f32, ops.lanes
     exports = []
-    for bits in (4, 8):
+    for width in bits:
         for activations, short in (("int8", "a8"), ("float", "a32")):
-            linear, gated = make_linear_layer(ops, bits, activations)
-            exports.append(Export(f"linear_w{bits}{short}", linear.py_func, 9))
-            exports.append(Export(f"gated_w{bits}{short}", gated.py_func, 8))
+            linear, gated = make_linear_layer(ops, width, activations)
+            exports.append(Export(f"linear_w{width}{short}", linear.py_func, 9))
+            exports.append(Export(f"gated_w{width}{short}", gated.py_func, 8))
 
     def rms_norm_row(x, weight, width, eps_bits, out):
         rms_norm(x, weight, width, float_of_bits(types.int32(eps_bits)), out)

@@ -1,4 +1,4 @@
-"""Matrix times vector and matrix times a few vectors, on 4- and 8-bit weights with group scales and zero points.
+"""Matrix times vector and matrix times a few vectors, on 2- to 8-bit weights with group scales and zero points.
 
 One record (8 or 16 output rows, `packager.layouts`) against one or four activation rows; every 32-bit lane is an output
 row, so nothing is summed across lanes. With int8 activations x ≈ scale_x · q_x per group:
@@ -11,20 +11,16 @@ An activation row in memory: int8 [in_features], float32 scales [groups], float3
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import njit, types
-from numba.core import cgutils
 
-from cpu_kernels.isa.base import Isa
+from cpu_kernels.abi import zero_bits
+from cpu_kernels.isa_ops import OPTIONS, IsaOps, RecordKernels
 from cpu_kernels.vectors import (
-    Vector,
     bit_field,
     convert,
-    define,
     fma,
     load,
     load_nibbles,
@@ -33,8 +29,6 @@ from cpu_kernels.vectors import (
     widen_unsigned,
     zero,
 )
-
-OPTIONS = {"error_model": "numpy", "forceinline": True}
 
 
 @dataclass(frozen=True)
@@ -48,62 +42,15 @@ class Estimates:
 def estimate_linear(out_features: int, in_features: int, bits: int, group_size: int, tokens: int = 1) -> Estimates:
     """Cost of a linear layer on `tokens` rows: weights once, int8 activations and float32 results once a token."""
     groups = in_features // group_size
-    weights = out_features * (in_features * bits + groups * (16 + bits)) // 8  # a scale of 16 bits, a zero of `bits`
+    weights = out_features * (in_features * bits + groups * (16 + zero_bits(bits))) // 8  # a scale has 16 bits
     return Estimates(
         operations=2 * tokens * out_features * in_features,
         bytes=weights + tokens * (in_features + 8 * groups + 4 * out_features),
     )
 
 
-@dataclass(frozen=True)
-class RecordKernels:
-    """Kernels of one (bits, activations) pair.
-
-    dot1(record, zeros, weights, groups, group_size, columns, x) → f32 vector;
-    dot4(…, x, x_stride) → the same for four activation rows.
-    """
-
-    dot1: Callable[..., Any]
-    dot4: Callable[..., Any]
-
-
-class IsaOps:
-    """An instruction set's instructions as functions that Numba code can call, and the vector types they work on."""
-
-    def __init__(self, isa: Isa) -> None:
-        self.isa = isa
-        self.lanes = isa.lanes
-        self.f32 = Vector("f32", isa.lanes)
-        self.f16 = Vector("f16", isa.lanes)
-        self.i32 = Vector("i32", isa.lanes)
-        self.i8 = Vector("i8", isa.lanes)
-        self.bytes = Vector("i8", 4 * isa.lanes)
-        self.chain = Vector(isa.chain, isa.chain_lanes)
-        self.total = Vector("i32", isa.total_lanes)
-
-        def emit_spread8(builder: Any, address: Any) -> Any:
-            return cgutils.pack_array(builder, isa.emit_spread8(builder, address, self.bytes.llvm))
-
-        pair = types.UniTuple(self.bytes, 2)
-        # spread8(address): activation bytes 0 … 3, and 4 … 7, in every lane
-        self.spread8 = define("spread8", 1, lambda _: (pair(types.int64), emit_spread8))
-        self.multiply_nibbles = define(
-            "multiply_nibbles",
-            3,
-            lambda *_: (self.chain(self.chain, self.bytes, self.bytes), isa.emit_multiply_nibbles),
-        )
-        self.widen = define("widen", 2, lambda *_: (self.total(self.total, self.chain), isa.emit_widen))
-        self.fold = define("fold", 1, lambda _: (self.i32(self.total), isa.emit_fold))
-        self.multiply_bytes = define(
-            "multiply_bytes",
-            5,
-            lambda *_: (self.total(self.total, *[self.bytes] * 4), isa.emit_multiply_bytes),
-        )
-        self.pause = define("pause", 0, lambda: (types.void(), isa.emit_pause))
-
-
 def make_float(ops: IsaOps, bits: int) -> RecordKernels:
-    """4- or 8-bit weights × float32 activations: (q - zero) · x, scaled once a group. An activation row is float32."""
+    """2-, 4- or 8-bit weights × float32 activations: (q - zero) · x, scaled once a group. A row of x is float32."""
     lanes, f32, f16, i32, i8 = ops.lanes, ops.f32, ops.f16, ops.i32, ops.i8
     register = 4 * lanes
     values = 32 // bits  # of one output row in one 32-bit lane
@@ -111,12 +58,12 @@ def make_float(ops: IsaOps, bits: int) -> RecordKernels:
 
     @njit(**OPTIONS)
     def shift_of(column):
-        # 4 bit: byte k of a lane holds columns k (low) and k + 4 (high); 8 bit: byte k holds column k
-        return 8 * (column % 4) + 4 * (column // 4)
+        # byte k of a lane holds the columns k, k + 4, …, the first one in its lowest bits
+        return 8 * (column % 4) + bits * (column // 4)
 
     @njit(**OPTIONS)
     def zero_points(record, zeros, group):
-        if bits == 4:
+        if bits < 8:
             return convert(f32, load_nibbles(i32, record + zeros + group * lanes // 2))
         return convert(f32, widen_unsigned(i32, load(i8, record + zeros + group * lanes)))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit, types
 
-from cpu_kernels.linear import OPTIONS, IsaOps, RecordKernels, make_float
+from cpu_kernels.isa_ops import OPTIONS, IsaOps, RecordKernels
 from cpu_kernels.vectors import (
     convert,
     fma,
@@ -267,10 +267,3 @@ def make_int8_bytes(ops: IsaOps) -> RecordKernels:
         return sums0, sums1, sums2, sums3
 
     return RecordKernels(dot1, dot4 if ops.isa.tokens_at_once == 4 else make_dot4_of_pairs(dot2))
-
-
-def make_record_kernels(ops: IsaOps, bits: int, activations: str) -> RecordKernels:
-    """Kernels for weights of `bits` 4 or 8 and activations "int8" or "float"."""
-    if activations == "float":
-        return make_float(ops, bits)
-    return make_int8_nibbles(ops) if bits == 4 else make_int8_bytes(ops)

@@ -15,7 +15,7 @@ from numba import njit, types
 
 from cpu_kernels import abi
 from cpu_kernels.atomics import atomic_add, atomic_load, atomic_store, make_futex
-from cpu_kernels.linear import OPTIONS, IsaOps
+from cpu_kernels.isa_ops import OPTIONS, IsaOps
 from cpu_kernels.vectors import load
 
 _ARRIVED, _GENERATION, _SLEEPERS = 4 * abi.SYNC_ARRIVED, 4 * abi.SYNC_GENERATION, 4 * abi.SYNC_SLEEPERS

@@ -341,6 +341,16 @@ def _emit_store_half(builder: ir.IRBuilder, address: Any, value: Any) -> None:
 store_half = define("store_half", 2, lambda _a, _v: (types.void(types.int64, types.float32), _emit_store_half))
 
 
+def _emit_store_byte(builder: ir.IRBuilder, address: Any, value: Any) -> None:
+    rounded = call(builder, "llvm.roundeven.f32", ir.FloatType(), value)
+    number = builder.trunc(builder.fptosi(rounded, ir.IntType(32)), ir.IntType(8))
+    builder.store(number, builder.inttoptr(address, ir.IntType(8).as_pointer()), align=1)
+
+
+# store_byte(address, float32): rounded to the nearest signed byte; the value must lie in -128 … 127
+store_byte = define("store_byte", 2, lambda _a, _v: (types.void(types.int64, types.float32), _emit_store_byte))
+
+
 def _emit_prefetch(builder: ir.IRBuilder, address: Any) -> None:
     i32 = ir.IntType(32)
     pointer = builder.inttoptr(address, _POINTER)

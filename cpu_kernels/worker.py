@@ -1,4 +1,4 @@
-"""`python -m cpu_kernels.worker TARGET ISA decoder|kernels OBJECT ASSEMBLY`: one compilation in its own process."""
+"""`python -m cpu_kernels.worker TARGET ISA decoder|kernels BITS OBJECT ASSEMBLY`: one compilation, one process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ def main(arguments: list[str]) -> int:
     from device_profiles.target import parse_target
     from edgeawq.errors import EdgeawqError
 
-    target_text, isa_name, kind, object_path, assembly_path = arguments
+    target_text, isa_name, kind, bits_text, object_path, assembly_path = arguments
     try:
         target = parse_target(target_text)
         isa = find_isa(isa_name, target.machine)
-        exports = {"decoder": decoder_exports, "kernels": kernel_exports}[kind](isa)
+        exports = {"decoder": decoder_exports, "kernels": kernel_exports}[kind](
+            isa, [int(bits) for bits in bits_text.split(",")]
+        )
         compiled = compile_object(target, exports)
     except EdgeawqError as error:
         print(f"{error.what}\n{error.remedy}", file=sys.stderr)

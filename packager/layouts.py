@@ -1,28 +1,33 @@
-"""Nibble layouts as data: where each weight of a linear layer lies in the bytes that a device's kernel loads.
+"""Weight layouts as data: where each weight of a linear layer lies in the bytes that a device's kernel loads.
 
-A *tile* is what one vector register holds after unpacking: `tile_rows` output rows × 8 input columns of 4-bit values
-(× 4 columns of 8-bit values). Every 32-bit lane of a register belongs to one output row, so a dot product of four
-columns needs no sum across lanes. `nibble_order` lists the tile's values in the order in which the two unpacked
-registers hold them: byte e of the packed register is value[e] | value[e + register_bytes] << 4, so that `and 15`
-and `shift right by 4` are the whole unpacking. Tiles follow each other along the rows of a *record*, then along the
-columns.
+A *tile* is what one vector register of packed fields holds: `tile_rows` output rows, and 4 input columns for each field
+of a byte (1-bit fields: 32 columns, 2-bit: 16, 4-bit: 8, 8-bit: 4). Every 32-bit lane of a register belongs to one
+output row, so a dot product of four columns needs no sum across lanes. `field_order` lists the tile's values in the
+order in which the unpacked registers hold them: field k of byte e is value[k * register_bytes + e], so that a shift by
+k fields and one `and` are the whole unpacking. Tiles follow each other along the rows of a *record*, then along the
+columns. Weights of 3 bits are 2-bit fields and 1-bit fields: for every 32 columns two tiles of the low two bits, then
+one tile of the high bit.
 
 One record, what a thread works on, holds `record_rows` output rows; its scales and zeros lie in front of its weights:
 
     scales   float16 [groups, record_rows]
-    zeros    4 bit: [groups, record_rows / 2] bytes, row r in nibble r (low nibble first);
+    zeros    2, 3 and 4 bit: [groups, record_rows / 2] bytes, row r in nibble r (low nibble first);
              8 bit: [groups, record_rows] bytes
     padding  to a multiple of 64 bytes
-    weights  [in_features / columns of a tile, record_rows / tile_rows, register_bytes]
+    weights  [in_features / columns of a tile, record_rows / tile_rows, register_bytes];
+             3 bit: [in_features / 32, 3, record_rows / tile_rows, register_bytes]
 
 Rows that fill up the last record have scale 0. The grid is kept bit for bit: `unpack_linear(pack_linear(x)) == x`.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
+from cpu_kernels.abi import zero_bits
 from edgeawq.checkpoints.model import QuantizedLinear
 from edgeawq.errors import BundleError
 from packager.records import GROUP_MULTIPLE, LAYOUTS, Layout, record_shape
@@ -31,8 +36,7 @@ __all__ = [
     "GROUP_MULTIPLE",
     "LAYOUTS",
     "Layout",
-    "byte_order",
-    "nibble_order",
+    "field_order",
     "pack_gate_up",
     "pack_linear",
     "pack_records",
@@ -43,19 +47,18 @@ __all__ = [
 Bytes = npt.NDArray[np.uint8]
 
 
-def nibble_order(layout: Layout) -> npt.NDArray[np.intp]:
-    """Permutation of a 4-bit tile, [2 * register_bytes]: slot → row * 8 + column (slots as in the module's text)."""
+def field_order(layout: Layout, bits: int) -> npt.NDArray[np.intp]:
+    """Permutation of a tile of `bits`-wide fields (1, 2, 4 or 8): slot → row * columns + column.
+
+    Its length is the number of values in a tile, register_bytes * 8 / bits; slots as in the module's text.
+    """
+    fields = 8 // bits
     byte = np.arange(layout.register_bytes)
-    low = byte // 4 * 8 + byte % 4
-    return np.concatenate([low, low + 4])
+    first = byte // 4 * (4 * fields) + byte % 4
+    return np.concatenate([first + 4 * field for field in range(fields)])
 
 
-def byte_order(layout: Layout) -> npt.NDArray[np.intp]:
-    """Permutation of an 8-bit tile, [register_bytes]: slot → row * 4 + column."""
-    return np.arange(layout.register_bytes)
-
-
-def _pad_rows(values: npt.NDArray[np.generic], rows: int) -> npt.NDArray[np.generic]:
+def _pad_rows(values: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
     missing = rows - values.shape[0]
     return np.pad(values, ((0, missing), (0, 0))) if missing else values
 
@@ -79,7 +82,7 @@ def pack_records(linear: QuantizedLinear, layout: Layout) -> Bytes:
     by_group = np.ascontiguousarray(scales.reshape(shape.records, rows, shape.groups).transpose(0, 2, 1))
     records[:, : shape.zeros_offset] = by_group.view(np.uint8).reshape(shape.records, -1)
     zero_rows = zeros.reshape(shape.records, rows, shape.groups).transpose(0, 2, 1)
-    if linear.bits == 4:
+    if zero_bits(linear.bits) == 4:
         zero_rows = zero_rows[..., 0::2] | zero_rows[..., 1::2] << 4
     zero_bytes = np.ascontiguousarray(zero_rows).reshape(shape.records, -1)
     records[:, shape.zeros_offset : shape.zeros_offset + zero_bytes.shape[1]] = zero_bytes
@@ -87,17 +90,31 @@ def pack_records(linear: QuantizedLinear, layout: Layout) -> Bytes:
     return records
 
 
-def _permute(q: npt.NDArray[np.generic], layout: Layout, bits: int, records: int) -> Bytes:
-    columns = layout.tile_columns(bits)
+def _permute(q: npt.NDArray[Any], layout: Layout, bits: int, records: int) -> Bytes:
+    """The weights of all records: uint8 [records, bytes]."""
+    q = q.astype(np.uint8, copy=False)
+    if bits != 3:
+        return _pack_fields(q, layout, bits, records).reshape(records, -1)
+    # [records, blocks of 32 columns, tiles of 16 or 32 columns, bytes]
+    two, one = q & np.uint8(3), q >> np.uint8(2)
+    low = _pack_fields(two, layout, 2, records).reshape(records, q.shape[1] // 32, 2, -1)
+    high = _pack_fields(one, layout, 1, records).reshape(records, q.shape[1] // 32, 1, -1)
+    return np.concatenate([low, high], axis=2).reshape(records, -1)
+
+
+def _pack_fields(q: Bytes, layout: Layout, bits: int, records: int) -> Bytes:
+    """Fields of 1, 2, 4 or 8 bits: uint8 [records, steps, tiles of a record, register_bytes]."""
+    columns = 32 // bits
     tiles = q.reshape(records, layout.record_rows // layout.tile_rows, layout.tile_rows, -1, columns)
     # [records, tiles of a record, rows, steps, columns] → [records, steps, tiles of a record, rows * columns]
     flat = tiles.transpose(0, 3, 1, 2, 4).reshape(records, tiles.shape[3], tiles.shape[1], -1)
-    if bits == 8:
-        return np.ascontiguousarray(flat[..., byte_order(layout)]).astype(np.uint8, copy=False).reshape(records, -1)
-    ordered = flat[..., nibble_order(layout)].astype(np.uint8, copy=False)
-    half = layout.register_bytes
-    packed: Bytes = ordered[..., :half] | ordered[..., half:] << 4
-    return packed.reshape(records, -1)
+    ordered = flat[..., field_order(layout, bits)]
+    packed = ordered[..., : layout.register_bytes].copy()
+    for field in range(1, 8 // bits):
+        start = field * layout.register_bytes
+        packed |= ordered[..., start : start + layout.register_bytes] << field * bits
+    result: Bytes = packed
+    return result
 
 
 def unpack_linear(
@@ -115,9 +132,9 @@ def unpack_linear(
     rows = layout.record_rows
     scales = np.ascontiguousarray(records[:, : shape.zeros_offset]).view(np.float16)
     scales = scales.reshape(shape.records, shape.groups, rows).transpose(0, 2, 1).reshape(-1, shape.groups)
-    zero_bytes = records[:, shape.zeros_offset : shape.zeros_offset + shape.groups * rows * bits // 8]
+    zero_bytes = records[:, shape.zeros_offset : shape.zeros_offset + shape.groups * rows * zero_bits(bits) // 8]
     zero_rows = zero_bytes.reshape(shape.records, shape.groups, -1)
-    if bits == 4:
+    if zero_bits(bits) == 4:
         zero_rows = np.stack([zero_rows & 15, zero_rows >> 4], axis=-1).reshape(shape.records, shape.groups, rows)
     zeros = zero_rows.transpose(0, 2, 1).reshape(-1, shape.groups)
     q = _unpermute(records[:, shape.weights_offset :], layout, bits, in_features)
@@ -131,15 +148,23 @@ def unpack_linear(
 
 
 def _unpermute(weights: Bytes, layout: Layout, bits: int, in_features: int) -> Bytes:
-    columns = layout.tile_columns(bits)
+    """The inverse of `_permute`: uint8 [records * record_rows, in_features]."""
+    if bits != 3:
+        return _unpack_fields(weights, layout, bits, in_features)
+    planes = weights.reshape(weights.shape[0], in_features // 32, 3, -1)
+    q = _unpack_fields(planes[:, :, :2].reshape(weights.shape[0], -1), layout, 2, in_features)
+    q |= _unpack_fields(planes[:, :, 2].reshape(weights.shape[0], -1), layout, 1, in_features) << 2
+    return q
+
+
+def _unpack_fields(weights: Bytes, layout: Layout, bits: int, in_features: int) -> Bytes:
+    columns = 32 // bits
     tiles = layout.record_rows // layout.tile_rows
     packed = weights.reshape(weights.shape[0], in_features // columns, tiles, layout.register_bytes)
-    if bits == 8:
-        ordered, order = packed, byte_order(layout)
-    else:
-        ordered, order = np.concatenate([packed & 15, packed >> 4], axis=-1), nibble_order(layout)
+    mask = (1 << bits) - 1
+    ordered = np.concatenate([packed >> field * bits & mask for field in range(8 // bits)], axis=-1)
     flat = np.empty_like(ordered)
-    flat[..., order] = ordered
+    flat[..., field_order(layout, bits)] = ordered
     split = flat.reshape(*flat.shape[:3], layout.tile_rows, columns)
     q: Bytes = split.transpose(0, 2, 3, 1, 4).reshape(-1, in_features)
     return q

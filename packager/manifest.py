@@ -21,7 +21,7 @@ from edgeawq.errors import BundleError
 
 FORMAT = "edgeawq-bundle"
 FORMAT_VERSION = 1
-KERNEL_ABI = 1
+KERNEL_ABI = 2
 MANIFEST_NAME = "manifest.json"
 ALIGNMENT = 64  # bytes; a cache line on every CPU that has a profile
 
@@ -117,6 +117,7 @@ class KernelEntry:
     triple: str
     cpu: str
     features: tuple[str, ...]
+    bits: tuple[int, ...]  # widths of the weights that its kernels take, ascending
     abi: int
 
 
@@ -335,6 +336,17 @@ class _Fields:
             raise self._wrong(key, f"a list of texts that match {pattern.pattern}")
         return tuple(values)
 
+    def integers(self, key: str, low: int, limit: int) -> tuple[int, ...]:
+        """Different whole numbers from `low` to `limit`, ascending."""
+        values = self.items(key, limit)
+        if not all(
+            isinstance(value, int) and not isinstance(value, bool) and low <= value <= limit for value in values
+        ):
+            raise self._wrong(key, f"a list of integers from {low} to {limit}")
+        if values != sorted(set(values)):
+            raise self._wrong(key, "ascending")
+        return tuple(values)
+
     def _wrong(self, key: str, wanted: str) -> BundleError:
         shown = ascii(self._value[key])
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
@@ -420,6 +432,7 @@ def _parse_kernel(value: object, index: int) -> KernelEntry:
         triple=fields.text("triple", _WORD),
         cpu=fields.text("cpu", _WORD),
         features=fields.texts("features", 512, _FEATURE),
+        bits=fields.integers("bits", 1, 16),
         abi=fields.integer("abi", KERNEL_ABI, KERNEL_ABI),
     )
 
@@ -504,6 +517,10 @@ def _check_kernels(manifest: Manifest) -> None:
     _check_unique(isas, "kernel for the instruction set")
     if sorted(isas) != sorted(manifest.device.isas):
         raise _refuse("the manifest's kernels are not for exactly the device's instruction sets")
+    needed = {tensor.bits for tensor in manifest.tensors if tensor.kind == "linear"}
+    for kernel in manifest.kernels:
+        if not needed <= set(kernel.bits):
+            raise _refuse(f"{kernel.file} takes weights of {kernel.bits} bits, the tensors have {sorted(needed)}")
 
 
 def _check_placement(manifest: Manifest) -> None:

@@ -74,7 +74,7 @@ def pack_checkpoint(
     finished bundle before it appears under its name and returns what goes into golden.json.
     Raises CheckpointError for a float model, UnsupportedModelError for one that the format cannot express.
     """
-    from cpu_kernels.build import build_object
+    from cpu_kernels.build import USUAL_BITS, build_object
     from cpu_kernels.isa.catalog import find_isa
     from packager.layouts import LAYOUTS
 
@@ -88,7 +88,8 @@ def pack_checkpoint(
     total = sum(source.estimate_bytes(*shape) for shape in shapes)
     if progress is not None:
         progress(KERNEL_STEP, 0, total)
-    kernel = build_object(target, target.isa)
+    bits = tuple(sorted({*USUAL_BITS, *source.body_bits}))
+    kernel = build_object(target, target.isa, bits)
     with BundleWriter(output, overwrite=overwrite) as writer:
         writer.reserve(total + len(kernel) + sum(len(content) for _, content in files.values()))
         done = 0
@@ -110,7 +111,7 @@ def pack_checkpoint(
         writer.add_file(f"kernels/{target.isa}.o", "kernels", kernel)
         for path, (role, content) in files.items():
             writer.add_file(path, role, content)
-        manifest = writer.finish(_make_manifest(model, profile))
+        manifest = writer.finish(_make_manifest(model, profile, bits))
         answer = golden(writer.folder) if golden is not None else None
         if answer is not None:
             manifest = add_golden(writer.folder, answer)
@@ -133,7 +134,7 @@ def describe_model(checkpoint: Checkpoint) -> ModelSpec:
     return ModelSpec(name=_clean_name(checkpoint.name), rope_attention_factor=attention_factor, **fields)
 
 
-def _make_manifest(model: ModelSpec, profile: DeviceProfile) -> Manifest:
+def _make_manifest(model: ModelSpec, profile: DeviceProfile, bits: tuple[int, ...]) -> Manifest:
     target = profile.target
     return Manifest(
         tool_name="edgeawq",
@@ -148,6 +149,7 @@ def _make_manifest(model: ModelSpec, profile: DeviceProfile) -> Manifest:
                 triple=target.triple,
                 cpu=target.cpu,
                 features=target.features,
+                bits=bits,
                 abi=KERNEL_ABI,
             ),
         ),

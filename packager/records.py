@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cpu_kernels.abi import zero_bits
 from edgeawq.errors import BundleError
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 GROUP_MULTIPLE = 32  # columns a kernel takes in one go
-KERNEL_BITS = (4, 8)
+KERNEL_BITS = (2, 3, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,6 @@ class Layout:
     def tile_rows(self) -> int:
         """Output rows in one register: one per 32-bit lane."""
         return self.register_bytes // 4
-
-    def tile_columns(self, bits: int) -> int:
-        """Input columns in one register of packed values."""
-        return 32 // bits
 
 
 LAYOUTS = {
@@ -64,7 +61,7 @@ def record_shape(layout: Layout, out_features: int, in_features: int, bits: int,
     Raises BundleError for a width or group size that no kernel takes.
     """
     if bits not in KERNEL_BITS:
-        raise BundleError(f"{bits}-bit weights have no layout", remedy="use 4 or 8 bits")
+        raise BundleError(f"{bits}-bit weights have no layout", remedy="use 2, 3, 4 or 8 bits")
     if group_size % GROUP_MULTIPLE or group_size <= 0 or in_features % group_size or out_features <= 0:
         raise BundleError(
             f"a layer of {out_features} × {in_features} in groups of {group_size} has no layout: the group size must "
@@ -73,7 +70,7 @@ def record_shape(layout: Layout, out_features: int, in_features: int, bits: int,
         )
     groups = in_features // group_size
     zeros_offset = groups * layout.record_rows * 2
-    zeros_bytes = groups * layout.record_rows * bits // 8
+    zeros_bytes = groups * layout.record_rows * zero_bits(bits) // 8
     weights_offset = -(-(zeros_offset + zeros_bytes) // ALIGNMENT) * ALIGNMENT
     record_bytes = weights_offset + in_features * layout.record_rows * bits // 8
     records = -(-out_features // layout.record_rows)

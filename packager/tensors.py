@@ -64,6 +64,11 @@ class TensorSource:
         self._names = set(checkpoint.tensor_names())
         self._refuse_leftovers()
 
+    @property
+    def body_bits(self) -> set[int]:
+        """Bits of the weights in the layers."""
+        return {self._body.bits}
+
     def has(self, name: str) -> bool:
         """Whether the checkpoint has the tensor `name` of weights.bin; biases may be absent."""
         layer, _, part = name.rpartition(".")

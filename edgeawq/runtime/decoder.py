@@ -27,12 +27,19 @@ DEFAULT_CONTEXT_LENGTH = 4096  # tokens, where the model allows more: the cache 
 MAX_THREADS = 64
 # About 40 µs of pauses on a desktop CPU: longer than any barrier of an idle machine, shorter than a time slice.
 SPIN_LIMIT = 1000
+_CACHE_DTYPES: dict[str, np.dtype[Any]] = {
+    "i8": np.dtype(np.int8),
+    "f16": np.dtype(np.float16),
+    "f32": np.dtype(np.float32),
+}
 
 
 class Decoder:
     """A model in memory with its KV cache. Not safe for use from several threads at once."""
 
-    def __init__(self, bundle: Bundle, *, n_threads: int, context_length: int, activations: Activations) -> None:
+    def __init__(
+        self, bundle: Bundle, *, n_threads: int, context_length: int, activations: Activations, kv_bits: int
+    ) -> None:
         """Use `Decoder.open`. n_threads ≥ 1; context_length in tokens."""
         self.bundle = bundle
         self.config: ModelSpec = bundle.manifest.model
@@ -44,10 +51,12 @@ class Decoder:
         self.isa = kernel.isa
         self._native = load_object(bundle.kernel_object(kernel))
         self._step = self._native.function(f"edgeawq_step_{activations}", 1)
-        self._cache_dtype = np.dtype({"f16": np.float16, "f32": np.float32}[abi.CACHE_ELEMENT[activations]])
+        self.kv_bits = kv_bits
+        self._cache_dtype = _CACHE_DTYPES[abi.CACHE_ELEMENTS[activations][kv_bits]]
         self._buffers = _Buffers(self.config, n_threads, context_length, self._cache_dtype)
         self._cosines, self._sines = _rotary_tables(bundle, context_length)
         self._context = _make_context(bundle, self._buffers, self._cosines, self._sines, n_threads, context_length)
+        self._context[abi.KV_BITS] = kv_bits
         self._context_address = int(self._context.ctypes.data)
         serve = self._native.function(f"edgeawq_serve_{activations}", 2)
         stop = self._native.function("edgeawq_stop", 1)
@@ -64,11 +73,13 @@ class Decoder:
         n_threads: int = 0,
         context_length: int | None = None,
         activations: Activations = "int8",
+        kv_bits: int | None = None,
     ) -> Decoder:
         """Open the bundle in `folder`.
 
         n_threads: 0 takes every CPU this process may use. context_length: tokens; None takes the model's own, at most
-        DEFAULT_CONTEXT_LENGTH. activations: "int8" (fast, float16 cache) or "float" (float32, to compare with).
+        DEFAULT_CONTEXT_LENGTH. activations: "int8" (fast) or "float" (float32, to compare with).
+        kv_bits: of the KV cache's elements, 16 or 8; None takes 16, and with float activations 32, the only choice.
         Raises BundleError, KernelError or UsageError.
         """
         bundle = open_bundle(Path(folder))
@@ -84,11 +95,18 @@ class Decoder:
             raise UsageError(f"{n_threads} threads are outside 0 … {MAX_THREADS}", remedy="0 takes every CPU")
         if activations not in ("int8", "float"):
             raise UsageError(f"unknown activations {activations!r}", remedy="known: int8, float")
+        choices = list(abi.CACHE_ELEMENTS[activations])
+        if kv_bits is not None and kv_bits not in choices:
+            raise UsageError(
+                f"a KV cache of {kv_bits} bits is not possible with {activations} activations",
+                remedy=f"use {' or '.join(map(str, choices))}",
+            )
         return cls(
             bundle,
             n_threads=n_threads or min(available_cpus(), MAX_THREADS),
             context_length=context_length,
             activations=activations,
+            kv_bits=kv_bits or choices[0],
         )
 
     def forward(self, tokens: Sequence[int]) -> FloatArray:
@@ -135,7 +153,8 @@ class Decoder:
     def kv_cache_bytes_per_token(self) -> int:
         """Bytes that one more token of context takes."""
         features = self.config.n_layers * self.config.n_kv_heads * self.config.head_dim
-        return 2 * features * self._cache_dtype.itemsize
+        scales = 4 * features // self.config.head_dim if self._cache_dtype == np.int8 else 0
+        return 2 * (features * self._cache_dtype.itemsize + scales)
 
     def close(self) -> None:
         """Stop the threads. The decoder cannot be used afterwards."""
@@ -195,6 +214,9 @@ class _Buffers:
         cache = (model.n_layers, model.n_kv_heads, self.cache_length * model.head_dim)
         self.keys = _aligned_zeros(cache, cache_dtype)  # [layers, kv heads, blocks · head_dim · KV_BLOCK]
         self.values = _aligned_zeros(cache, cache_dtype)  # [layers, kv heads, positions · head_dim]
+        scales = (model.n_layers, model.n_kv_heads, self.cache_length if cache_dtype == np.int8 else 0)
+        self.key_scales = _aligned_zeros(scales, np.float32)  # [layers, kv heads, positions]
+        self.value_scales = _aligned_zeros(scales, np.float32)
         self.tokens = _aligned_zeros((abi.MAX_TOKENS,), np.int32)
         self.residual = _aligned_zeros((abi.MAX_TOKENS, model.hidden_size), np.float32)
         self.qkv = _aligned_zeros((abi.MAX_TOKENS, -(-self.qkv_stride // 16) * 16), np.float32)
@@ -261,6 +283,8 @@ def _write_layer(words: npt.NDArray[np.int64], bundle: Bundle, buffers: _Buffers
         _write_linear(words[start : start + abi.LINEAR_WORDS], bundle, bundle.tensor(f"{prefix}.{name}"), bias)
     words[abi.KEYS] = buffers.keys[index].ctypes.data
     words[abi.VALUES] = buffers.values[index].ctypes.data
+    words[abi.KEY_SCALES] = buffers.key_scales[index].ctypes.data
+    words[abi.VALUE_SCALES] = buffers.value_scales[index].ctypes.data
 
 
 def _make_context(

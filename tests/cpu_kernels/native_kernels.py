@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cpu_kernels import abi
-from cpu_kernels.build import build
+from cpu_kernels.build import WEIGHT_BITS, build
 from cpu_kernels.linear import reference_linear
 from device_profiles.target import Target
 from edgeawq.checkpoints.model import QuantizedLinear
@@ -45,7 +45,7 @@ def load_kernels(variant: str) -> Kernels:
     target = host_target()
     if variant == base:
         target = Target(target.triple, target.cpu, _features(base), base)
-    return Kernels(load_object(build(target, variant, "kernels")[0]), LAYOUTS[LAYOUT_OF[base]])
+    return Kernels(load_object(build(target, variant, "kernels", bits=WEIGHT_BITS)[0]), LAYOUTS[LAYOUT_OF[base]])
 
 
 def _features(isa: str) -> tuple[str, ...]:

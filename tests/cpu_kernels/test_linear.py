@@ -22,7 +22,7 @@ STORE, ADD = 0, 1
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("out_features", "in_features", "group_size"), SHAPES)
 def test_int8_activations_agree_with_float64(variant, bits, out_features, in_features, group_size):
     rng = np.random.default_rng()
@@ -43,7 +43,7 @@ def test_int8_activations_agree_with_float64(variant, bits, out_features, in_fea
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("out_features", "in_features", "group_size"), SHAPES)
 def test_float_activations_agree_with_float64(variant, bits, out_features, in_features, group_size):
     rng = np.random.default_rng()
@@ -66,7 +66,7 @@ def test_float_activations_agree_with_float64(variant, bits, out_features, in_fe
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sign", [-127, 127])
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_sums_do_not_overflow_at_the_extremes(variant, sign, bits):
     kernels = load_kernels(variant)
     in_features, group_size, rows = 11008, 128, kernels.layout.record_rows
@@ -90,7 +90,7 @@ def test_sums_do_not_overflow_at_the_extremes(variant, sign, bits):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_gated_is_silu_of_gate_times_up(variant, bits, tokens):
     rng = np.random.default_rng()

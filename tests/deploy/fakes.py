@@ -138,7 +138,7 @@ def make_bundle(
         model=model,
         device=DeviceSpec("pi4", ("neon",), triple, "cortex-a72"),
         files=tuple(files),
-        kernels=(KernelEntry("kernels/neon.o", "neon", triple, "cortex-a72", (), 1),),
+        kernels=(KernelEntry("kernels/neon.o", "neon", triple, "cortex-a72", (), (8,), 2),),
         tensors=tuple(tensors),
     )
     data = dump_manifest(manifest)

@@ -9,8 +9,7 @@ from edgeawq.checkpoints.model import QuantizedLinear
 from edgeawq.errors import BundleError
 from packager.layouts import (
     LAYOUTS,
-    byte_order,
-    nibble_order,
+    field_order,
     pack_gate_up,
     pack_linear,
     pack_records,
@@ -37,7 +36,7 @@ linears = st.builds(
     out_features=st.integers(1, 70),
     groups=st.integers(1, 12),
     group_size=st.sampled_from([32, 64, 96, 128, 576]),
-    bits=st.sampled_from([4, 8]),
+    bits=st.sampled_from([2, 3, 4, 8]),
 )
 
 
@@ -53,8 +52,8 @@ def test_unpacking_gives_back_every_bit(layout, linear):
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=lambda layout: layout.name)
 def test_orders_are_permutations(layout):
-    assert sorted(nibble_order(layout)) == list(range(2 * layout.register_bytes))
-    assert sorted(byte_order(layout)) == list(range(layout.register_bytes))
+    for bits in (1, 2, 4, 8):
+        assert sorted(field_order(layout, bits)) == list(range(layout.register_bytes * 8 // bits))
 
 
 @pytest.mark.parametrize(("name", "partner"), [("neon", 16), ("avx2", 32), ("avx512", 64)])
@@ -65,7 +64,7 @@ def test_a_byte_holds_a_value_and_its_partner_one_register_later(name, partner):
     shape = record_shape(layout, rows, 32, 4, 32)
     packed = pack_linear(linear, layout)[shape.weights_offset :][: layout.register_bytes]
     # the first tile: rows × 8 columns, in the order in which the unpacked registers hold them
-    values = linear.q[: layout.tile_rows, :8].reshape(-1)[nibble_order(layout)]
+    values = linear.q[: layout.tile_rows, :8].reshape(-1)[field_order(layout, 4)]
     for e in range(partner):
         assert packed[e] == values[e] | values[e + partner] << 4
 

@@ -116,7 +116,8 @@ def make_document(n_layers: int = 2, tied: bool = False) -> dict[str, Any]:
                 "triple": "x86_64-unknown-linux-gnu",
                 "cpu": "x86-64-v3",
                 "features": ["+fma", "-avx512f"],
-                "abi": 1,
+                "bits": [4, 8],
+                "abi": 2,
             }
         ],
         "tensors": tensors,
@@ -241,7 +242,7 @@ CHANGES = {
     "many files": (lambda d: d["files"].extend(d["files"] * 100), "files"),
     "a kernel of another file": (change("kernels.0.file", "tokenizer.json"), "kernels"),
     "a kernel for another device": (change("kernels.0.isa", "neon"), "instruction sets"),
-    "another ABI": (change("kernels.0.abi", 2), "abi"),
+    "another ABI": (change("kernels.0.abi", 1), "abi"),
     "a wrong feature": (change("kernels.0.features", ["fma"]), "features"),
     "two kernels for one set": (lambda d: d["kernels"].append(d["kernels"][0]), "kernels"),
     "an unknown kind": (change("tensors.0.kind", "f64"), "kind"),

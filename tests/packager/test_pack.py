@@ -31,7 +31,7 @@ DEVICES = ["pi4", "pi5", "laptop-avx2", "laptop-avx512"]
 @pytest.fixture(autouse=True)
 def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels have tests of their own; here any bytes will do."""
-    monkeypatch.setattr(cpu_kernels.build, "build_object", lambda target, isa: b"\x7fELF" + f"{target}".encode())
+    monkeypatch.setattr(cpu_kernels.build, "build_object", lambda target, isa, bits: b"\x7fELF" + f"{target}".encode())
 
 
 def pack(model: Any, output: Path, device: str = "pi4", **options: Any) -> tuple[Manifest, PackSummary]:

@@ -69,6 +69,35 @@ def test_int8_activations_stay_close_to_torch(model, bundle, threads):
         assert normalized_error(decoder.forward_all(tokens), expected) < 5e-4
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_int8_cache_stays_close_to_torch(model, bundle, threads):
+    tokens = random_tokens(model, 90)
+    expected = reference_logits(model, tokens)
+    with (
+        Decoder.open(bundle, n_threads=threads, kv_bits=8) as small,
+        Decoder.open(bundle, n_threads=threads) as usual,
+    ):
+        assert normalized_error(small.forward_all(tokens), expected) < 1e-3
+        head_dim = model.config.head_dim
+        assert small.kv_cache_bytes_per_token * 2 == usual.kv_cache_bytes_per_token * (head_dim + 4) / head_dim
+        small.rewind(0)
+        for name in ("keys", "values", "key_scales", "value_scales"):
+            getattr(small._buffers, name).view(np.uint8)[...] = 0x7F  # what lies there must not matter
+        for token in tokens[:70]:
+            logits = small.forward([token])
+        assert normalized_error(logits, expected[69]) < 1e-3
+
+
+def test_a_cache_of_other_bits_is_refused(one_bundle):
+    with pytest.raises(UsageError, match="32 bits is not possible with int8"):
+        Decoder.open(one_bundle, kv_bits=32)
+    with pytest.raises(UsageError, match="use 32"):
+        try:
+            Decoder.open(one_bundle, kv_bits=8, activations="float")
+        except UsageError as error:
+            raise UsageError(error.remedy) from None
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 31, 32, 33, 63, 64, 65, 130])
 def test_one_step_and_many_give_the_same(one_bundle, count):
     with Decoder.open(one_bundle, n_threads=2, activations="float") as decoder:
