@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -35,6 +36,15 @@ def command() -> None:
 @click.option("--root", default="", metavar="FOLDER", help="The folder on the device for releases [~/.edgeawq].")
 @click.option("--python", default="", metavar="PATH", help="The Python on the device, if not python3.")
 @click.option("--model", default="", help="What `edgeawq push NAME` sends when nothing is named.")
+@click.option(
+    "--transport",
+    type=click.Choice(["ssh", "openssh"]),
+    default="ssh",
+    show_default=True,
+    help="openssh: the system's ssh with your own configuration (host certificates, FIDO keys, GSSAPI).",
+)
+@click.option("--cipher", default="", metavar="NAMES", help="Ciphers, the best first [what suits the device's CPU].")
+@click.option("--limit-rate", default="", metavar="RATE", help="Bytes per second that a push may send: 500k, 10M.")
 @click.option("--known-hosts", default="", metavar="FILE", help="Where its host key is recorded.")
 @click.option("--yes-host-key", default="", metavar="SHA256:…", help="Accept exactly this host key without asking.")
 @click.option("--yes", is_flag=True, help="Accept whatever host key the device shows, and the proposed profile.")
@@ -49,6 +59,9 @@ def add(
     root: str,
     python: str,
     model: str,
+    transport: str,
+    cipher: str,
+    limit_rate: str,
     known_hosts: str,
     yes_host_key: str,
     yes: bool,
@@ -65,6 +78,7 @@ def add(
     Example:
       edgeawq device add pi4 pi@raspberrypi.local
       edgeawq device add orin nvidia@192.168.1.7:2222 --profile orin-nano
+      edgeawq device add lab pi@lab-pi --transport openssh --limit-rate 5M
     """
     from edgeawq.cli.console import get_console, get_error_console
     from edgeawq.deploy.connect import connect
@@ -74,11 +88,13 @@ def add(
         LOCAL_DEVICE,
         Device,
         Inventory,
+        check_device,
         check_device_name,
         find_inventory,
         load_inventory,
         write_device,
     )
+    from edgeawq.deploy.ssh_ciphers import CHACHA_HINT, has_aes, propose_ciphers
     from edgeawq.deploy.ssh_prompt import ask_at_terminal
     from edgeawq.errors import ProfileError, UsageError
 
@@ -104,9 +120,13 @@ def add(
         known_hosts_file=known_hosts,
         python=python,
         root=root or DEFAULT_ROOT,
+        transport=transport,
+        cipher=cipher,
+        bandwidth_limit=limit_rate,
     )
-    with connect(device, ask=ask_at_terminal, decide=_make_decision(yes, yes_host_key)) as transport:
-        facts = gather_facts(transport, device)
+    check_device(device)
+    with connect(device, ask=ask_at_terminal, decide=_make_decision(yes, yes_host_key)) as connection:
+        facts = gather_facts(connection, device)
     chosen = choose_python(facts, python)
     proposal, note = profile, ""
     if not profile:
@@ -115,7 +135,11 @@ def add(
             proposal, note = detection.profile or "", detection.note
         except ProfileError as error:
             note = f"{error.what}; {error.remedy}"
-    device = dataclasses.replace(device, profile=proposal)
+    device = dataclasses.replace(
+        device, profile=proposal, cipher=cipher or propose_ciphers(facts.cpuinfo, device.transport)
+    )
+    if has_aes(facts.cpuinfo) is False and device.transport == "ssh":
+        note = f"{note}; {CHACHA_HINT}" if note else CHACHA_HINT
     write_device(existing, device)
     if as_json:
         click.echo(json.dumps({**_to_json(device), "inventory": str(path), "facts": facts.to_json(), "note": note}))
@@ -224,6 +248,8 @@ def _make_decision(yes: bool, yes_host_key: str) -> DecideHostKey:
         if yes:
             return "record"
         click.echo("Compare it on the device: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", err=True)
+        if not sys.stdin.isatty():
+            return "refuse"
         return "record" if click.confirm("Is that right?", default=False, err=True) else "refuse"
 
     return decide
@@ -246,6 +272,10 @@ def _print_facts(device: Device, facts: DeviceFacts, python: PythonFact, note: s
         "python": f"{python.path} {python.version_text}",
         "profile": profile,
     }
+    if device.transport != "ssh":
+        rows["transport"] = device.transport
+    if device.cipher:
+        rows["ciphers"] = device.cipher.replace("@openssh.com", "").replace(",", ", ")
     for title, value in rows.items():
         table.add_row(title, value)
     get_console().print(table)
