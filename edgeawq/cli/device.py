@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeawq.deploy.device_facts import DeviceFacts, PythonFact
     from edgeawq.deploy.inventory import Device
     from edgeawq.deploy.ssh import DecideHostKey
+    from edgeawq.deploy.transport import Transport
 
 
 @click.group(name="device")
@@ -45,6 +46,14 @@ def command() -> None:
 )
 @click.option("--cipher", default="", metavar="NAMES", help="Ciphers, the best first [what suits the device's CPU].")
 @click.option("--limit-rate", default="", metavar="RATE", help="Bytes per second that a push may send: 500k, 10M.")
+@click.option(
+    "--trust",
+    "trusted",
+    multiple=True,
+    metavar="KEY",
+    help="The device shall take only releases signed with this key [`default`, if you have made one].",
+)
+@click.option("--no-trust", is_flag=True, help="Pin no key on the device.")
 @click.option("--known-hosts", default="", metavar="FILE", help="Where its host key is recorded.")
 @click.option("--yes-host-key", default="", metavar="SHA256:…", help="Accept exactly this host key without asking.")
 @click.option("--yes", is_flag=True, help="Accept whatever host key the device shows, and the proposed profile.")
@@ -62,6 +71,8 @@ def add(
     transport: str,
     cipher: str,
     limit_rate: str,
+    trusted: tuple[str, ...],
+    no_trust: bool,
     known_hosts: str,
     yes_host_key: str,
     yes: bool,
@@ -72,7 +83,8 @@ def add(
     """Connect to a device, find out what it is, and write it into the inventory.
 
     A host key that is not on record is shown and asked about. A password is asked for at the terminal, or taken
-    from $EDGEAWQ_SSH_PASSWORD; a key is better.
+    from $EDGEAWQ_SSH_PASSWORD; a key is better. If you have made a signing key (`edgeawq key init`), it is pinned on
+    the device, which then takes signed releases only.
 
     \b
     Example:
@@ -127,7 +139,8 @@ def add(
     check_device(device)
     with connect(device, ask=ask_at_terminal, decide=_make_decision(yes, yes_host_key)) as connection:
         facts = gather_facts(connection, device)
-    chosen = choose_python(facts, python)
+        chosen = choose_python(facts, python)
+        signer = "" if no_trust else _pin_keys(connection, device, trusted)
     proposal, note = profile, ""
     if not profile:
         try:
@@ -145,6 +158,8 @@ def add(
         click.echo(json.dumps({**_to_json(device), "inventory": str(path), "facts": facts.to_json(), "note": note}))
         return
     _print_facts(device, facts, chosen, note)
+    if signer:
+        get_error_console().print(f"{name} takes only releases signed with {signer}", highlight=False, markup=False)
     get_error_console().print(f"{name} is in {path}", highlight=False, markup=False)
     if not proposal:
         get_console().print("no profile was found: set `profile` in the inventory before you push", markup=False)
@@ -217,6 +232,24 @@ def remove(name: str, inventory: str | None) -> None:
 
     changed = remove_device(load_inventory(inventory), name)
     get_error_console().print(f"{name} is no longer in {changed.path}", highlight=False, markup=False)
+
+
+def _pin_keys(connection: Transport, device: Device, names: tuple[str, ...]) -> str:
+    """Let the device trust the keys named, or your default key if there is one; return which ones it trusts now."""
+    from edgeawq.deploy.audit import record_operation
+    from edgeawq.deploy.device_trust import parse_device_trust, pin_keys
+    from edgeawq.deploy.keys import find_key, list_keys
+    from edgeawq.deploy.releases import read_status
+
+    if not names:
+        if not any(key.name == "default" and key.has_private for key in list_keys()):
+            return ""
+        known = parse_device_trust(read_status(connection, device).trust, connection.address)
+        if known.pinned:  # a colleague's keys, perhaps; `edgeawq key rotate` changes them
+            return known.names
+    keys = [find_key(name) for name in names or ("default",)]
+    with record_operation("key trust", device.name, keys=[key.identity for key in keys]):
+        return pin_keys(connection, device, keys).names
 
 
 def _parse_address(address: str) -> tuple[str, str, int | None]:

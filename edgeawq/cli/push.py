@@ -33,7 +33,7 @@ T = TypeVar("T")
 @click.argument("source", default="", metavar="[MODEL|CHECKPOINT|BUNDLE]")
 @click.option("--profile", default="", help="The device profile to pack for, instead of the inventory's.")
 @click.option("--dry-run", is_flag=True, help="Check the device and show what would be sent; change nothing there.")
-@click.option("--verify", is_flag=True, help="Hash again on the device what is there already.")
+@click.option("--verify", is_flag=True, help="Hash and check again on the device what is there.")
 @click.option(
     "--keep", type=click.IntRange(2, 1000), help="How many releases stay on the device [inventory's `keep`, or 3]."
 )
@@ -221,7 +221,8 @@ def _print(report: PushReport) -> None:
         say(f"replaced {len(report.repaired)} damaged files: {', '.join(report.repaired[:3])}")
     speed = report.health.get("decode_tokens_per_s")
     rate = f", {speed:.1f} tokens/s" if isinstance(speed, (int, float)) else ""
-    say(f"health check: golden prompt answered as expected in {report.health_s:.1f} s{rate}")
+    if report.health:
+        say(f"health check: golden prompt answered as expected in {report.health_s:.1f} s{rate}")
     if report.changed:
         say(f"{report.device} now runs release {report.release} (before: {report.previous or 'nothing'})")
     else:
