@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -125,6 +127,13 @@ class Link:
         return line
 
 
+class Answer(dict[str, Any]):
+    """An object in an answer. A field that is not there is the device's mistake, not ours."""
+
+    def __missing__(self, key: str) -> Any:
+        raise TransferError(f"the receiver's answer is not understood: it has no {key!r}")
+
+
 class ConnectionLostError(TransferError):
     """The other side has ended without a word."""
 
@@ -135,6 +144,7 @@ class ReceiverClient:
     def __init__(self, transport: Transport, *, python: str, root: str) -> None:
         self._transport = transport
         self._python = python
+        self._planned: Release | None = None
         bootstrap, program = read_program()
         process = transport.start("exec " + quote_words([python, "-I", "-c", bootstrap, root]))
         self.link = Link(process, transport.address)
@@ -161,13 +171,19 @@ class ReceiverClient:
             answer = self.call("plan", data, size=len(release.data), length=len(data), signature=signature)
         if answer.get("id") != release.identity:
             raise TransferError(f"{self.link.address}: the release description has arrived damaged")
-        return Plan(
-            missing=tuple(answer["missing"]),
-            upload_bytes=int(answer["upload"]),
-            need_bytes=int(answer["need"]),
-            free_bytes=int(answer["free"]),
-            trust=dict(answer["trust"]),
-        )
+        self._planned = release
+        with self._understood():
+            missing = tuple(int(index) for index in answer["missing"])
+            if not all(0 <= index < len(release.files) for index in missing):
+                raise ValueError
+            plan = Plan(
+                missing=missing,
+                upload_bytes=int(answer["upload"]),
+                need_bytes=int(answer["need"]),
+                free_bytes=int(answer["free"]),
+                trust=dict(answer["trust"]),
+            )
+        return plan
 
     def assemble(self) -> tuple[list[Missing], int]:
         """Let the device put together what it has of the planned release.
@@ -175,11 +191,27 @@ class ReceiverClient:
         Returns what is left to be sent, and how many bytes it found in other files there.
         """
         answer = self.call("assemble")
+        assert self._planned is not None
         missing = []
-        for entry in answer["missing"]:
-            runs = entry[1] if len(entry) > 1 else [[0, 1]]
-            missing += [Missing(int(entry[0]), int(first), int(count)) for first, count in runs]
-        return missing, int(answer["copied"])
+        with self._understood():
+            for entry in answer["missing"]:
+                runs = entry[1] if len(entry) > 1 else [[0, 1]]
+                missing += [Missing(int(entry[0]), int(first), int(count)) for first, count in runs]
+            for run in missing:
+                if not 0 <= run.file < len(self._planned.files) or run.first < 0 or run.count < 1:
+                    raise ValueError
+                if run.first + run.count > len(self._planned.files[run.file].chunks):
+                    raise ValueError
+            copied = int(answer["copied"])
+        return missing, copied
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """What does not fit in an answer is the device's mistake."""
+        try:
+            yield
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
+            raise TransferError(f"{self.link.address}: the receiver's answer is not understood") from error
 
     def measure_round_trip_s(self) -> float:
         """Return the shortest time that a small request and its answer took."""
@@ -254,7 +286,7 @@ def encode(message: dict[str, Any]) -> bytes:
 def decode(line: bytes, address: str) -> dict[str, Any]:
     """Return the answer in a line; TransferError when it is none."""
     try:
-        answer = json.loads(line)
+        answer = json.loads(line, object_hook=Answer)
     except (ValueError, RecursionError):
         raise TransferError(f"{address}: the receiver's answer is not understood: {line[:200]!r}") from None
     if not isinstance(answer, dict):

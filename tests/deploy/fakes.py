@@ -35,6 +35,27 @@ if command == "run":
         sys.exit("stub: illegal instruction")
     if behave == "loud":
         sys.stdout.write("x" * 3_000_000)
+    if behave == "endless":
+        while True:
+            sys.stdout.write("x" * 100_000)
+    if behave == "closes":
+        os.close(1), os.close(2)
+        time.sleep(600)
+    if behave == "stops":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if behave == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behave == "silent":
+        sys.exit(0)
+    if behave == "lies":
+        print('{"ok": true}')
+        sys.exit(3)
+    if behave == "odd":
+        print('{"ok": "true"}')
+        sys.exit(0)
+    if behave == "leaves a child":
+        if os.fork() == 0:
+            time.sleep(600)
     weights = open(os.path.join(bundle, "weights.bin"), "rb").read(4096)
     ok = behave in ("good", "loud") and sum(weights) == golden["sum"]
     print("a line that is not the answer")

@@ -40,7 +40,8 @@ def answer(root: Path) -> str:
 def leftovers(root: Path) -> list[str]:
     """Return what is in the release folder and is neither a release nor known, after a push that went well."""
     known = {"store", "partial", "releases", "bin", "starts", "current", "previous"}
-    strange = sorted({entry.name for entry in root.iterdir()} - known - {"state.json", "log", "lock.guard", "lock.token", "trust.json", "trust.pinned"})
+    known |= {"state.json", "log", "lock.guard", "lock.token", "trust.json", "trust.pinned"}
+    strange = sorted({entry.name for entry in root.iterdir()} - known)
     strange += [f"partial/{entry.name}" for entry in (root / "partial").iterdir()]
     strange += [f"releases/{entry.name}" for entry in (root / "releases").iterdir() if len(entry.name) != 16]
     linked = {entry.stat().st_ino for entry in (root / "releases").rglob("*") if entry.is_file()}

@@ -477,21 +477,45 @@ def test_a_partial_file_with_wrong_bytes_is_sent_anew(
 # ---- damage on the device
 
 
-def damage(path: Path) -> None:
+def damage(path: Path, *, rot: bool = True) -> None:
+    """Flip a bit. rot: as a failing disk does it, without a trace; else as somebody does who writes to the file."""
+    before = path.stat()
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 0x10
     path.chmod(0o644)
     path.write_bytes(data)
+    if rot:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def test_damage_that_the_health_check_notices_is_repaired(
+    local_device: Device, bundle: Path, site: PrepareSite, root: Path, tmp_path: Path
+) -> None:
+    send(local_device, bundle, site)
+    damage(root / "current/site/edgeawq/__main__.py")
+    # The next release shares the damaged file.
+    report = send(local_device, make_bundle(tmp_path / "two", marker="two"), site)
+    assert report.repaired == ["site/edgeawq/__main__.py"]
+    assert answer(root) == "two"
+
+
+def test_what_somebody_has_written_to_is_replaced(
     local_device: Device, bundle: Path, site: PrepareSite, root: Path
 ) -> None:
     first = send(local_device, bundle, site)
-    damage(root / "current/site/edgeawq/__main__.py")
+    damage(root / "current/bundle/weights.bin", rot=False)
     report = send(local_device, bundle, site)
-    assert report.repaired == ["site/edgeawq/__main__.py"] and report.release == first.release
-    assert answer(root) == "one"
+    assert report.repaired == ["bundle/weights.bin"] and report.release == first.release
+    assert report.health["ok"] is True and answer(root) == "one"
+
+
+def test_nothing_is_checked_again_when_nothing_has_changed(
+    local_device: Device, bundle: Path, site: PrepareSite, root: Path
+) -> None:
+    send(local_device, bundle, site)
+    again = send(local_device, bundle, site)
+    assert (again.health, again.health_s, again.bytes_sent, again.changed) == ({}, 0.0, 0, False)
+    assert send(local_device, bundle, site, dataclasses.replace(QUICK, verify=True)).health["ok"] is True
 
 
 def test_verify_finds_what_the_health_check_does_not(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from edgeawq.deploy import receiver_client
 from edgeawq.deploy.receiver.limits import MAGIC, PROTOCOL
 from edgeawq.deploy.receiver_client import ConnectionLostError, Link, Missing, ReceiverClient
-from edgeawq.deploy.release import describe_release
+from edgeawq.deploy.release import ReleaseFile, describe_release
 from edgeawq.deploy.transport import Transport
 from edgeawq.errors import BundleError, DeployError, DeviceUnfitError, EdgeawqError, TransferError
 
@@ -171,9 +172,39 @@ def test_a_plan_for_another_release_is_not_believed() -> None:
 
 
 def test_what_is_missing() -> None:
-    answer = line(ok=True, missing=[[3], [5, [[0, 2], [7, 1]]]], copied=9)
-    client = connect(FakeProcess(line(**GREETING) + answer))
-    assert client.assemble() == ([Missing(3, 0, 1), Missing(5, 0, 2), Missing(5, 7, 1)], 9)
+    small, large = (((5, "0" * 64),), ((5, "0" * 64), (6, "1" * 64), (7, "2" * 64)))
+    files = [ReleaseFile("bundle/a", Path("a"), small), ReleaseFile("bundle/b", Path("b"), large)]
+    release = describe_release(name="n", profile="p", machine="m", python="3.11", files=files)
+    said = line(**GREETING) + make_plan(id=release.identity, missing=[0, 1])
+    good = line(ok=True, missing=[[0], [1, [[0, 1], [2, 1]]]], copied=9)
+    bad = [
+        [[2]],
+        [[-1]],
+        [[1, [[3, 1]]]],
+        [[1, [[2, 2]]]],
+        [[1, [[0, 0]]]],
+        [[1, [[-1, 1]]]],
+        [["x"]],
+        5,
+        [5],
+        [[]],
+        {},
+    ]
+    said += good + b"".join(line(ok=True, missing=missing, copied=0) for missing in bad[:-1])
+    client = connect(FakeProcess(said + line(ok=True) + line(ok=True, missing=[], copied="x")))
+    assert client.plan(release).missing == (0, 1)
+    assert client.assemble() == ([Missing(0, 0, 1), Missing(1, 0, 1), Missing(1, 2, 1)], 9)
+    for _ in range(len(bad) + 1):
+        with pytest.raises(TransferError, match="not understood"):
+            client.assemble()
+
+
+@pytest.mark.parametrize("changes", [{"missing": [0]}, {"missing": 5}, {"missing": ["x"]}, {"trust": 5}, {"need": []}])
+def test_a_plan_that_makes_no_sense(changes: dict[str, Any]) -> None:
+    release = describe_release(name="n", profile="p", machine="m", python="3.11", files=[])
+    client = connect(FakeProcess(line(**GREETING) + make_plan(**changes)))
+    with pytest.raises(TransferError, match="not understood"):
+        client.plan(release)
 
 
 def test_as_many_channels_as_the_device_allows() -> None:

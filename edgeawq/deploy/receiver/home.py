@@ -14,6 +14,9 @@ from .limits import HASH, MAX_HISTORY, MAX_LOG_BYTES, MAX_LOG_LINES, MAX_RELEASE
 from .lock import Lock
 from .refusal import Refusal
 
+# Of all stored content. One time for all: Python's byte code cache compares it, and it must not change with the push.
+STORED_TIME = 1_600_000_000
+
 
 class Home:
     """Paths below `root`, what is known about releases, and the log."""
@@ -31,12 +34,13 @@ class Home:
         return self.path("store", name[:2], name)
 
     def has_object(self, name: str, size: int) -> bool:
-        """True for a regular file of the right size: its hash was checked before it got this name."""
+        """True for a regular file of the right size that nobody has written to since its hash was checked."""
         try:
             found = os.lstat(self.object_path(name))
         except FileNotFoundError:
             return False
-        return (found.st_mode & 0o170000) == 0o100000 and found.st_size == size
+        untouched = int(found.st_mtime) == STORED_TIME
+        return (found.st_mode & 0o170000) == 0o100000 and found.st_size == size and untouched
 
     def make_folders(self) -> None:
         os.makedirs(self.root, mode=0o755, exist_ok=True)
@@ -53,8 +57,9 @@ class Home:
             if not RELEASE_ID.fullmatch(name):
                 shutil.rmtree(self.path("releases", name))
         for name in os.listdir(self.path("partial")):
-            if not HASH.fullmatch(name) or os.path.isdir(self.path("partial", name)):
-                remove(self.path("partial", name))
+            path = self.path("partial", name)
+            if not HASH.fullmatch(name) or os.path.islink(path) or not os.path.isfile(path):
+                remove(path)
 
     # ---- state.json
 

@@ -16,12 +16,10 @@ from typing import Any
 
 from .description import Description, File
 from .files import fsync_all, fsync_folder, is_count, remove, write_all
-from .home import Home
+from .home import STORED_TIME, Home
 from .limits import BATCH_BYTES, BATCH_FILES, BLOCK_BYTES, WRITEBACK_BYTES
 from .refusal import Refusal
 from .wire import Wire
-
-STORED_TIME = (1_600_000_000, 1_600_000_000)
 
 
 class Assembly:
@@ -224,8 +222,7 @@ class Incoming:
         folder = os.path.dirname(self.home.object_path(file.name))
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        # One time stamp for all: Python's byte code cache compares it, and it must not change with the push.
-        os.utime(temporary, STORED_TIME, follow_symlinks=False)
+        os.utime(temporary, (STORED_TIME, STORED_TIME), follow_symlinks=False)
         with self.lock:
             if self.closed:  # a channel that was left behind; the lock may be another's by now
                 raise Refusal("protocol", "put after the end of the upload")
@@ -309,10 +306,13 @@ def receive(wire: Wire, request: dict[str, Any], incoming: Incoming, batch: Batc
     if request.get("encoding") not in (None, "zlib") or not is_count(length, size) or (length != size) != compressed:
         raise Refusal("protocol", f"put of {length!r} bytes for content of {size}, encoded {request.get('encoding')!r}")
     assert isinstance(length, int)
-    block = wire.read_exactly(length)
+    state = hashlib.sha256()
     if compressed:
-        block = inflate(block, size)
-    if hashlib.sha256(block).hexdigest() != digest:
+        block = inflate(wire.read_exactly(length), size)
+        state.update(block)
+    else:
+        block = wire.read_exactly(length, state.update)
+    if state.hexdigest() != digest:
         raise Refusal("hash", "what arrived does not have the hash that was announced", sha256=digest)
     incoming.store(index, chunk, block, batch)
 

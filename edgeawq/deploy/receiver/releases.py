@@ -63,6 +63,8 @@ def index_chunks(home: Home) -> dict[str, tuple[str, int]]:
             if len(file.chunks) == 1:
                 continue
             path = home.object_path(file.name)
+            if not os.path.isfile(path):  # it was found to be damaged: most of its chunks are good
+                path = home.path("releases", identity, file.path)
             offset = 0
             for length, digest in file.chunks:
                 found.setdefault(digest, (path, offset))

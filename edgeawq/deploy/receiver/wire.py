@@ -7,6 +7,7 @@ import os
 import select
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ class Wire:
         self.reader = reader
         self.writer = writer
         self.buffer = bytearray()
+        self.block = bytearray()
         self.last_sent = time.monotonic()
         self.sending = threading.Lock()
 
@@ -73,17 +75,24 @@ class Wire:
             raise Refusal("protocol", "a request is not a JSON object", fatal=True)
         return message
 
-    def read_exactly(self, size: int) -> memoryview:
-        """Return the next `size` bytes; the caller has checked that there is memory for them."""
-        block = memoryview(bytearray(size))
+    def read_exactly(self, size: int, on_bytes: Callable[[memoryview], object] = len) -> memoryview:
+        """Return the next `size` bytes, valid until the next call; the caller has checked that they fit the memory.
+
+        on_bytes: called with each part as it arrives, while it is still in the processor's cache.
+        """
+        if size > len(self.block):
+            self.block = bytearray(size)
+        block = memoryview(self.block)[:size]
         filled = min(len(self.buffer), size)
         block[:filled] = self.buffer[:filled]
         del self.buffer[:filled]
+        on_bytes(block[:filled])
         while filled < size:
             self._wait()
             count = os.readv(self.reader, [block[filled:]])
             if not count:
                 raise HostGone("the connection ended in the middle of a file")
+            on_bytes(block[filled : filled + count])
             filled += count
         self.say_alive()
         return block

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgeawq.deploy.receiver import home as home_module
-from edgeawq.deploy.receiver.home import Home
+from edgeawq.deploy.receiver.home import STORED_TIME, Home
 from edgeawq.deploy.receiver.refusal import Refusal
 from tests.deploy.receiver.driver import Wire, install, sha
 
@@ -39,6 +39,7 @@ def test_removes_what_a_cut_operation_has_left(home: Home, root: Path) -> None:
         (root / path).mkdir(parents=True)
     (root / "partial" / name).write_text("")
     (root / "partial" / f"{name}.7").write_text("")
+    (root / "partial" / sha(b"link")).symlink_to("/dev/zero")
     home.remove_leftovers()
     assert os.listdir(root / "releases") == ["0123456789abcdef"] and os.listdir(root / "partial") == [name]
 
@@ -101,12 +102,14 @@ def test_the_log_does_not_follow_a_symlink(home: Home, root: Path, tmp_path: Pat
     assert (tmp_path / "outside").read_text() == "precious"
 
 
-def test_an_object_is_a_file_of_the_right_size(home: Home, root: Path) -> None:
+def test_an_object_is_a_file_of_the_right_size_that_nobody_has_touched(home: Home, root: Path) -> None:
     name = sha(b"abc")
     path = Path(home.object_path(name))
     assert not home.has_object(name, 3)
     path.parent.mkdir()
     path.write_bytes(b"abc")
+    assert not home.has_object(name, 3), "somebody has written to it"
+    os.utime(path, (STORED_TIME, STORED_TIME))
     assert home.has_object(name, 3) and not home.has_object(name, 2)
     path.unlink()
     path.symlink_to(root / "log")

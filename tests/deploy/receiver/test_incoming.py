@@ -287,7 +287,7 @@ def test_a_damaged_source_is_not_copied(damage: str, wire: Wire, root: Path) -> 
         source.unlink()
         if damage == "folder":
             source.mkdir()
-        good = []
+        good = [0, 1, 2, 3]  # the release's own link to it is left
     new = b"".join([*parts, os.urandom(CHUNK)])
     missing = wire.begin(describe(bundle__w=new, chunked=("bundle__w",)))
     lacking = [number for first, count in missing[0][1] for number in range(first, first + count)]
