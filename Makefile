@@ -11,12 +11,14 @@ MODEL := embedded:smollm2-135m-instruct
 QUESTION := What is the capital of France?
 DEVICE = EDGEAWQ_LOCAL_ROOT=$(CURDIR)/$(DEMO)/device
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check bench format clean device-up device-down
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    quantize the embedded model, pack it, deploy it to this machine, ask it a question'
 	@echo 'make test    run all tests'
+	@echo 'make device-up pi4     start an emulated Raspberry Pi 4 (or pi5) to push to; needs root'
+	@echo 'make device-down pi4   stop it; without a name, all of them'
 	@echo 'make check   formatting, lints, types, import rules'
 	@echo 'make bench   measure speed on this machine, side by side with Hugging Face transformers'
 	@echo 'make clean   remove everything that these made here'
@@ -36,13 +38,18 @@ $(VENV)/dev.stamp: $(VENV)/host.stamp
 	@touch $@
 
 # Programs of the operating system that some tests talk to. Where they cannot be had, those tests skip and say so.
+PROGRAMS := ssh tmux qemu-aarch64-static mmdebstrap zstd
+PROGRAM_PACKAGES := openssh-server openssh-client tmux qemu-user-static mmdebstrap zstd
 $(VENV)/servers.stamp: $(VENV)/dev.stamp
-	@if ! { test -x /usr/sbin/sshd && command -v ssh tmux >/dev/null; }; then \
+	@if ! { test -x /usr/sbin/sshd && for name in $(PROGRAMS); do command -v $$name >/dev/null || exit 1; done; }; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo '== Installing openssh-server and tmux for the tests'; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq openssh-server openssh-client tmux; } >/dev/null \
-	      || echo '== They could not be installed: the tests that need them will skip'; \
-	  else echo '== No sshd or tmux here and no way to install them: the tests that need them will skip'; fi; fi
+	    echo '== Installing $(PROGRAM_PACKAGES) for the tests'; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(PROGRAM_PACKAGES); } >/dev/null \
+	      || echo '== They could not be installed: the tests that need them will skip (SSH, tmux, emulated devices)'; \
+	  else \
+	    echo '== Without root and apt-get, tests skip that need what is missing of: $(PROGRAM_PACKAGES)'; \
+	    echo '   (a real sshd, a real terminal, emulated Raspberry Pis; these also need root)'; \
+	  fi; fi
 	@touch $@
 
 demo: $(VENV)/host.stamp
@@ -68,6 +75,23 @@ demo: $(VENV)/host.stamp
 test: $(VENV)/servers.stamp
 	@echo '== Running the tests'
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+# An emulated Raspberry Pi: `make device-up pi4`, `make device-up NAME=pi4`; FRESH=1 empties its disk first.
+DEVICES = $(or $(NAME),$(filter-out device-up device-down,$(MAKECMDGOALS)))
+
+device-up: $(VENV)/servers.stamp
+	@test -n "$(DEVICES)" || { echo 'Which one? make device-up pi4 (or pi5)' >&2; exit 1; }
+	@for name in $(DEVICES); do \
+	  $(BIN)/python -m tests.devices up $$name $(if $(FRESH),--fresh) $(if $(PORT),--port $(PORT)) || exit 1; done
+
+device-down: $(VENV)/servers.stamp
+	@$(BIN)/python -m tests.devices down $(DEVICES)
+
+# The names of devices are goals on the command line, too, with nothing to do for themselves.
+ifneq ($(filter device-up device-down,$(firstword $(MAKECMDGOALS))),)
+pi4 pi5: ; @:
+pi4-% pi5-%: ; @:
+endif
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

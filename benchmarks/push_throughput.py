@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import subprocess
 import tempfile
@@ -17,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgeawq.deploy.connect import connect
-from edgeawq.deploy.push import push
+from edgeawq.deploy.push import PushOptions, push
+from edgeawq.deploy.upload import UploadOptions
 from tests.deploy.fakes import make_bundle, make_site
 from tests.deploy.sshd import SshServer
 
@@ -37,22 +39,27 @@ def measure(megabytes: int, rounds: int) -> dict[str, list[float]]:
         os.environ["HOME"] = str(folder)
         server = SshServer(folder / "sshd", extra_config="Subsystem sftp internal-sftp")
         site = make_site(folder / "site", n_files=1500)
-        options = ["-q", "-i", str(server.identity), "-o", f"UserKnownHostsFile={server.known_hosts}", "-c", CIPHER]
+        ssh_options = ["-q", "-i", str(server.identity), "-o", f"UserKnownHostsFile={server.known_hosts}", "-c", CIPHER]
         try:
             for number in range(rounds):
                 bundle = make_bundle(folder / f"bundle{number}", weights_bytes=megabytes * 1_000_000)
-                device = server.device(root=str(folder / f"root{number}"))
-                with connect(device) as transport:
-                    first = push(transport, device, bundle, site=lambda *_: site)
-                    second = push(transport, device, bundle, site=lambda *_: site)
-                note("edgeawq upload, MB/s", first.bytes_sent / 1e6 / first.upload_s)
-                note("whole first push, s", first.seconds)
-                note("second push with nothing new, s", second.seconds)
+                for channels in (1, 2):
+                    root = folder / f"root{number}-{channels}"
+                    device = server.device(root=str(root))
+                    # Not compressed, whatever the line: the ratio to scp is wanted.
+                    options = PushOptions(upload=UploadOptions(channels=channels, compression="never"))
+                    with connect(device) as transport:
+                        first = push(transport, device, bundle, options, site=lambda *_: site)
+                        second = push(transport, device, bundle, options, site=lambda *_: site)
+                    note(f"edgeawq upload, channels: {channels}, MB/s", first.bytes_sent / 1e6 / first.upload_s)
+                    note("whole first push, s", first.seconds)
+                    note("second push with nothing new, s", second.seconds)
+                    shutil.rmtree(root)
                 weights, copy = bundle / "weights.bin", folder / "copy"
-                scp = ["scp", *options, "-P", str(server.port), str(weights), f"127.0.0.1:{copy}"]
+                scp = ["scp", *ssh_options, "-P", str(server.port), str(weights), f"127.0.0.1:{copy}"]
                 note("scp, MB/s", megabytes / _time(lambda command=scp: _run(command, None)))
                 copy.unlink()
-                cat = ["ssh", *options, "-p", str(server.port), "127.0.0.1", f"cat > {copy} && sync {copy}"]
+                cat = ["ssh", *ssh_options, "-p", str(server.port), "127.0.0.1", f"cat > {copy} && sync {copy}"]
                 note(
                     "ssh cat and sync, MB/s",
                     megabytes / _time(lambda command=cat, source=weights: _run(command, source)),
@@ -81,7 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, values in measure(arguments.megabytes, arguments.rounds).items():
         spread = ", ".join(f"{value:.1f}" for value in values)
-        print(f"{name:34} median {statistics.median(values):7.1f}   ({spread})")
+        print(f"{name:38} median {statistics.median(values):7.1f}   ({spread})")
 
 
 if __name__ == "__main__":

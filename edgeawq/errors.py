@@ -20,7 +20,8 @@ EdgeawqError
     ├── DeviceLockedError      someone else is changing the device at this moment
     ├── DeviceUnfitError       Python, architecture, memory or free space do not fit
     ├── TransferError          the upload failed or what arrived is not what was sent
-    └── HealthCheckError       the new release does not answer; the old one stays
+    ├── HealthCheckError       the new release does not answer; the old one stays
+    └── UntrustedReleaseError  the device trusts no signature of the release, or it is too old
 """
 
 from __future__ import annotations
@@ -131,3 +132,7 @@ class TransferError(DeployError):
 
 class HealthCheckError(DeployError):
     """The new release does not answer as it should; the old one stays."""
+
+
+class UntrustedReleaseError(DeployError):
+    """A device refuses a release: no valid signature by a key it trusts, too old, or past its date."""

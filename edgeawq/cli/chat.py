@@ -13,11 +13,15 @@ from edgeawq.cli.device_options import inventory_option
 from edgeawq.cli.model_options import (
     ENGINE_NAMES,
     SAMPLING_NAMES,
+    SESSION_NAMES,
     choose_sampling,
     engine_options,
     open_model_engine,
+    open_session,
     prepare_output,
     sampling_options,
+    save_session,
+    session_options,
 )
 from edgeawq.errors import UsageError
 
@@ -35,6 +39,7 @@ EXIT_INTERRUPTED = 130
 @click.option("--max-tokens", type=int, help="Longest answer; by default as much as the context holds.")
 @sampling_options
 @engine_options
+@session_options
 @inventory_option
 def command(target: str, **options: Any) -> int:
     """Chat with a bundle here, or with a device.
@@ -77,8 +82,9 @@ def find_bundle(target: str, inventory: str | None = None) -> Path | None:
 
 def build_remote_arguments(options: dict[str, Any]) -> list[str]:
     """The same options for the `edgeawq chat` that runs on the device."""
-    names = ("prompt", "system", "max_tokens", *SAMPLING_NAMES, *ENGINE_NAMES)
-    return [f"--{name.replace('_', '-')}={options[name]}" for name in names if options[name] is not None]
+    names = ("prompt", "system", "max_tokens", *SAMPLING_NAMES, *ENGINE_NAMES, *SESSION_NAMES)
+    flags = [f"--{name.replace('_', '-')}" for name in ("cache_prompt", "jit") if options[name]]
+    return flags + [f"--{name.replace('_', '-')}={options[name]}" for name in names if options[name] is not None]
 
 
 def _chat_here(bundle: Path, options: dict[str, Any]) -> int:
@@ -92,28 +98,33 @@ def _chat_here(bundle: Path, options: dict[str, Any]) -> int:
         question = read_piped_question(sys.stdin)
 
     from edgeawq.runtime.sampler import make_sampler
-    from edgeawq.runtime.session import ChatSession
 
     with open_model_engine(bundle, options) as engine:
-        session = ChatSession(engine, system=options["system"])
+        session = open_session(engine, options)
         sampler = make_sampler(choose_sampling(engine.sampling, options))
-        if question is not None:
-            return _answer_one(session, question, sampler, options["max_tokens"])
-        if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown"):
-            from edgeawq.tui.plain import run_plain_chat
+        code = _talk(session, sampler, question, options["max_tokens"])
+        save_session(session, options)
+        return code
 
-            return run_plain_chat(session, sampler, max_new_tokens=options["max_tokens"])
-        from edgeawq.tui.app import ChatApp
 
-        return ChatApp(session, sampler, max_new_tokens=options["max_tokens"]).run()
+def _talk(session: ChatSession, sampler: Sampler, question: str | None, max_new_tokens: int | None) -> int:
+    if question is not None:
+        return _answer_one(session, question, sampler, max_new_tokens)
+    if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("", "dumb", "unknown"):
+        from edgeawq.tui.plain import run_plain_chat
+
+        return run_plain_chat(session, sampler, max_new_tokens=max_new_tokens)
+    from edgeawq.tui.app import ChatApp
+
+    return ChatApp(session, sampler, max_new_tokens=max_new_tokens).run()
 
 
 def _answer_one(session: ChatSession, question: str, sampler: Sampler, max_new_tokens: int | None) -> int:
-    from edgeawq.tui.answer import describe_end
+    from edgeawq.tui.answer import describe_last
     from edgeawq.tui.plain import answer_once
 
     reason = answer_once(session, question, sampler, max_new_tokens=max_new_tokens)
-    note = describe_end(reason, used=session.context_used, total=session.context_length)
+    note = describe_last(session, reason)
     if note:
         click.echo(note, err=True)
     return EXIT_INTERRUPTED if reason == "cancelled" else 0

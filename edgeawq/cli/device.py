@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from edgeawq.deploy.device_facts import DeviceFacts, PythonFact
     from edgeawq.deploy.inventory import Device
     from edgeawq.deploy.ssh import DecideHostKey
+    from edgeawq.deploy.transport import Transport
 
 
 @click.group(name="device")
@@ -35,6 +37,23 @@ def command() -> None:
 @click.option("--root", default="", metavar="FOLDER", help="The folder on the device for releases [~/.edgeawq].")
 @click.option("--python", default="", metavar="PATH", help="The Python on the device, if not python3.")
 @click.option("--model", default="", help="What `edgeawq push NAME` sends when nothing is named.")
+@click.option(
+    "--transport",
+    type=click.Choice(["ssh", "openssh"]),
+    default="ssh",
+    show_default=True,
+    help="openssh: the system's ssh with your own configuration (host certificates, FIDO keys, GSSAPI).",
+)
+@click.option("--cipher", default="", metavar="NAMES", help="Ciphers, the best first [what suits the device's CPU].")
+@click.option("--limit-rate", default="", metavar="RATE", help="Bytes per second that a push may send: 500k, 10M.")
+@click.option(
+    "--trust",
+    "trusted",
+    multiple=True,
+    metavar="KEY",
+    help="The device shall take only releases signed with this key [`default`, if you have made one].",
+)
+@click.option("--no-trust", is_flag=True, help="Pin no key on the device.")
 @click.option("--known-hosts", default="", metavar="FILE", help="Where its host key is recorded.")
 @click.option("--yes-host-key", default="", metavar="SHA256:…", help="Accept exactly this host key without asking.")
 @click.option("--yes", is_flag=True, help="Accept whatever host key the device shows, and the proposed profile.")
@@ -49,6 +68,11 @@ def add(
     root: str,
     python: str,
     model: str,
+    transport: str,
+    cipher: str,
+    limit_rate: str,
+    trusted: tuple[str, ...],
+    no_trust: bool,
     known_hosts: str,
     yes_host_key: str,
     yes: bool,
@@ -59,12 +83,14 @@ def add(
     """Connect to a device, find out what it is, and write it into the inventory.
 
     A host key that is not on record is shown and asked about. A password is asked for at the terminal, or taken
-    from $EDGEAWQ_SSH_PASSWORD; a key is better.
+    from $EDGEAWQ_SSH_PASSWORD; a key is better. If you have made a signing key (`edgeawq key init`), it is pinned on
+    the device, which then takes signed releases only.
 
     \b
     Example:
       edgeawq device add pi4 pi@raspberrypi.local
       edgeawq device add orin nvidia@192.168.1.7:2222 --profile orin-nano
+      edgeawq device add lab pi@lab-pi --transport openssh --limit-rate 5M
     """
     from edgeawq.cli.console import get_console, get_error_console
     from edgeawq.deploy.connect import connect
@@ -74,11 +100,13 @@ def add(
         LOCAL_DEVICE,
         Device,
         Inventory,
+        check_device,
         check_device_name,
         find_inventory,
         load_inventory,
         write_device,
     )
+    from edgeawq.deploy.ssh_ciphers import CHACHA_HINT, has_aes, propose_ciphers
     from edgeawq.deploy.ssh_prompt import ask_at_terminal
     from edgeawq.errors import ProfileError, UsageError
 
@@ -104,10 +132,15 @@ def add(
         known_hosts_file=known_hosts,
         python=python,
         root=root or DEFAULT_ROOT,
+        transport=transport,
+        cipher=cipher,
+        bandwidth_limit=limit_rate,
     )
-    with connect(device, ask=ask_at_terminal, decide=_make_decision(yes, yes_host_key)) as transport:
-        facts = gather_facts(transport, device)
-    chosen = choose_python(facts, python)
+    check_device(device)
+    with connect(device, ask=ask_at_terminal, decide=_make_decision(yes, yes_host_key)) as connection:
+        facts = gather_facts(connection, device)
+        chosen = choose_python(facts, python)
+        signer = "" if no_trust else _pin_keys(connection, device, trusted)
     proposal, note = profile, ""
     if not profile:
         try:
@@ -115,12 +148,18 @@ def add(
             proposal, note = detection.profile or "", detection.note
         except ProfileError as error:
             note = f"{error.what}; {error.remedy}"
-    device = dataclasses.replace(device, profile=proposal)
+    device = dataclasses.replace(
+        device, profile=proposal, cipher=cipher or propose_ciphers(facts.cpuinfo, device.transport)
+    )
+    if has_aes(facts.cpuinfo) is False and device.transport == "ssh":
+        note = f"{note}; {CHACHA_HINT}" if note else CHACHA_HINT
     write_device(existing, device)
     if as_json:
         click.echo(json.dumps({**_to_json(device), "inventory": str(path), "facts": facts.to_json(), "note": note}))
         return
     _print_facts(device, facts, chosen, note)
+    if signer:
+        get_error_console().print(f"{name} takes only releases signed with {signer}", highlight=False, markup=False)
     get_error_console().print(f"{name} is in {path}", highlight=False, markup=False)
     if not proposal:
         get_console().print("no profile was found: set `profile` in the inventory before you push", markup=False)
@@ -195,6 +234,24 @@ def remove(name: str, inventory: str | None) -> None:
     get_error_console().print(f"{name} is no longer in {changed.path}", highlight=False, markup=False)
 
 
+def _pin_keys(connection: Transport, device: Device, names: tuple[str, ...]) -> str:
+    """Let the device trust the keys named, or your default key if there is one; return which ones it trusts now."""
+    from edgeawq.deploy.audit import record_operation
+    from edgeawq.deploy.device_trust import parse_device_trust, pin_keys
+    from edgeawq.deploy.keys import find_key, list_keys
+    from edgeawq.deploy.releases import read_status
+
+    if not names:
+        if not any(key.name == "default" and key.has_private for key in list_keys()):
+            return ""
+        known = parse_device_trust(read_status(connection, device).trust, connection.address)
+        if known.pinned:  # a colleague's keys, perhaps; `edgeawq key rotate` changes them
+            return known.names
+    keys = [find_key(name) for name in names or ("default",)]
+    with record_operation("key trust", device.name, keys=[key.identity for key in keys]):
+        return pin_keys(connection, device, keys).names
+
+
 def _parse_address(address: str) -> tuple[str, str, int | None]:
     from edgeawq.deploy.ssh_config import split_host_port
     from edgeawq.errors import UsageError
@@ -224,6 +281,8 @@ def _make_decision(yes: bool, yes_host_key: str) -> DecideHostKey:
         if yes:
             return "record"
         click.echo("Compare it on the device: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub", err=True)
+        if not sys.stdin.isatty():
+            return "refuse"
         return "record" if click.confirm("Is that right?", default=False, err=True) else "refuse"
 
     return decide
@@ -246,6 +305,10 @@ def _print_facts(device: Device, facts: DeviceFacts, python: PythonFact, note: s
         "python": f"{python.path} {python.version_text}",
         "profile": profile,
     }
+    if device.transport != "ssh":
+        rows["transport"] = device.transport
+    if device.cipher:
+        rows["ciphers"] = device.cipher.replace("@openssh.com", "").replace(",", ", ")
     for title, value in rows.items():
         table.add_row(title, value)
     get_console().print(table)

@@ -67,6 +67,7 @@ class PushDisplay:
         self._status: Status | None = None
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self.sent_bytes = 0  # in all attempts
 
     def stage(self, text: str) -> None:
         """Show the name of the step that begins."""
@@ -112,14 +113,10 @@ class PushDisplay:
         self._task = self._progress.add_task("upload", total=total_bytes)
 
     def upload_advanced(self, count: int) -> None:
-        """Move the bar. When less is there than the device thought, the end moves, never the bar back."""
-        if self._progress is None or self._task is None:
-            return
-        if count >= 0:
+        """Move the bar."""
+        self.sent_bytes += count
+        if self._progress is not None and self._task is not None:
             self._progress.advance(self._task, count)
-        else:
-            task = self._progress.tasks[0]
-            self._progress.update(self._task, total=(task.total or 0) - count)
 
     def upload_ended(self) -> None:
         """Take the bar away."""

@@ -30,15 +30,20 @@ def command(name: str, keep: int, break_lock: bool, inventory: str | None, as_js
     Example:
       edgeawq gc pi4 --keep 2
     """
-    from edgeawq.cli.console import get_console
+    from edgeawq.cli.console import get_console, get_error_console
+    from edgeawq.deploy.audit import record_operation
     from edgeawq.deploy.connect import connect
     from edgeawq.deploy.inventory import load_inventory
     from edgeawq.deploy.releases import collect_garbage
     from edgeawq.deploy.ssh_prompt import ask_at_terminal
 
     device = load_inventory(inventory).get(name)
-    with connect(device, ask=ask_at_terminal) as transport:
+    with (
+        connect(device, ask=ask_at_terminal) as transport,
+        record_operation("gc", name, on_note=get_error_console().print) as audit,
+    ):
         removed, freed = collect_garbage(transport, device, keep, break_lock=break_lock)
+        audit["removed"] = removed
     if as_json:
         click.echo(json.dumps({"removed": removed, "freed": freed}))
         return

@@ -11,7 +11,8 @@ import click
 
 import edgeawq
 from edgeawq.cli.console import print_error
-from edgeawq.errors import EdgeawqError, MissingExtraError
+from edgeawq.errors import EdgeawqError, MissingExtraError, UsageError
+from edgeawq.runtime.starts import note_answer
 
 # name → one line of help. Kept here so that `edgeawq --help` imports nothing but click.
 COMMANDS = {
@@ -24,6 +25,8 @@ COMMANDS = {
     "rollback": "Go back to an earlier release on a device.",
     "history": "List the releases a device has had.",
     "gc": "Remove releases a device no longer needs.",
+    "key": "Make keys that sign releases; choose which ones a device trusts.",
+    "log": "Show what was done to the devices, or by one device.",
     "chat": "Chat with a bundle here, or with a device.",
     "run": "Answer one prompt with a bundle, as plain text or JSON.",
 }
@@ -37,6 +40,7 @@ HOST_PACKAGES = {
     "gguf",
     "huggingface_hub",
     "paramiko",
+    "cryptography",
     "tomlkit",
 }
 
@@ -88,13 +92,17 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
+        note_answer()
     except click.exceptions.Abort:
+        note_answer()  # the user's doing, not the release's
         print("edgeawq: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except click.ClickException as error:
+        note_answer()
         error.show()
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
+        note_answer()
         print("edgeawq: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:
@@ -102,6 +110,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except EdgeawqError as error:
+        if isinstance(error, UsageError):
+            note_answer()
         print_error(error)
         raise SystemExit(error.exit_code) from None
     except ModuleNotFoundError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from device_profiles.profile import DeviceProfile
     from edgeawq.checkpoints.model import Checkpoint
     from packager.pack import PackSummary, Progress
+
+GOLDEN_PREFIX = ".golden-"
 
 
 def pack_bundle(
@@ -78,12 +82,21 @@ def record_answer(
         notes.append(f"no golden answer is recorded: {error.what}")
         return None
     # Beside the bundle, where there is room for it: /tmp is often memory.
-    with tempfile.TemporaryDirectory(prefix=f".golden-for-{host.target.isa}-", dir=folder.parent) as scratch:
+    sweep_leftovers(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=f"{GOLDEN_PREFIX}{os.getpid()}-", dir=folder.parent) as scratch:
         twin = Path(scratch) / "host"
         pack_checkpoint(checkpoint, host, twin, head_bits=head_bits)
         answer = record_golden(twin)
     notes.append(f"the golden answer was recorded on this computer ({host.target.isa})")
     return answer
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Remove what a killed process has left of its packing for the golden answer."""
+    for path in folder.glob(f"{GOLDEN_PREFIX}*"):
+        pid = path.name.removeprefix(GOLDEN_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists() and Path("/proc/self").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def can_run(folder: Path) -> bool:

@@ -35,6 +35,7 @@ def command(
       edgeawq rollback pi4 3d27de
     """
     from edgeawq.cli.console import get_console, get_error_console
+    from edgeawq.deploy.audit import record_operation
     from edgeawq.deploy.connect import connect
     from edgeawq.deploy.inventory import load_inventory
     from edgeawq.deploy.releases import roll_back
@@ -44,6 +45,7 @@ def command(
     with (
         connect(device, ask=ask_at_terminal) as transport,
         PushDisplay(get_error_console(), quiet=as_json) as display,
+        record_operation("rollback", name, on_note=display.note) as audit,
     ):
         report = roll_back(
             transport,
@@ -53,6 +55,7 @@ def command(
             break_lock=break_lock,
             on_stage=display.stage,
         )
+        audit["release"] = report.release
     if as_json:
         click.echo(json.dumps(report.to_json()))
         return

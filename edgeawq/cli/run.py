@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeawq.cli.model_options import (
+    build_kernel,
     check_bundle_folder,
     choose_sampling,
+    choose_threads,
     engine_options,
     open_model_engine,
+    open_session,
     prepare_output,
     sampling_options,
+    save_session,
+    session_options,
 )
 from edgeawq.errors import UsageError
 
@@ -22,7 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from edgeawq.runtime.engine import Engine
-    from edgeawq.runtime.generate import GenerationStats, Piece
+    from edgeawq.runtime.generate import Piece
+    from edgeawq.runtime.session import ChatSession
+    from edgeawq.runtime.stats import GenerationStats
     from edgeawq.tui.answer import StopRequest
 
 EXIT_INTERRUPTED = 130
@@ -37,6 +44,7 @@ EXIT_INTERRUPTED = 130
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before TEXT; may be given several times.")
 @sampling_options
 @engine_options
+@session_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object at the end instead of the text.")
 @click.option("--stats", is_flag=True, help="Print speeds to standard error.")
 @click.option("--golden", is_flag=True, help="Run the bundle's own test; the exit code is 0 when its tokens come out.")
@@ -57,10 +65,15 @@ def command(bundle: Path, **options: Any) -> int:
     from edgeawq.tui.answer import catch_interrupt
 
     with open_model_engine(bundle, options) as engine, catch_interrupt() as cancelled:
-        return _answer(engine, prompt, options, cancelled)
+        if options["raw"]:
+            return _answer(engine, _continue_text(engine, prompt, options, cancelled), options)
+        session = open_session(engine, options, stop_strings=options["stop"])
+        code = _answer(engine, _reply(session, prompt, options, cancelled), options)
+        save_session(session, options)
+        return code
 
 
-def _answer(engine: Engine, prompt: str, options: dict[str, Any], cancelled: StopRequest) -> int:
+def _answer(engine: Engine, pieces: Iterator[Piece], options: dict[str, Any]) -> int:
     from edgeawq.tui.safe_text import strip_controls
 
     shows_text = not options["as_json"]
@@ -68,7 +81,7 @@ def _answer(engine: Engine, prompt: str, options: dict[str, Any], cancelled: Sto
     texts: list[str] = []
     tokens: list[int] = []
     last: Piece | None = None
-    for piece in _start(engine, prompt, options, cancelled):
+    for piece in pieces:
         texts.append(piece.text)
         tokens += piece.token_ids
         last = piece
@@ -86,40 +99,52 @@ def _answer(engine: Engine, prompt: str, options: dict[str, Any], cancelled: Sto
         click.echo()
     if options["stats"]:
         click.echo(_describe(last.stats, last.finish_reason), err=True)
+    if last.stats.shifts:
+        click.echo("edgeawq: the context was full, the oldest part of the text was dropped", err=True)
     if last.finish_reason == "context":
         click.echo(f"edgeawq: the context of {engine.decoder.context_length} tokens is full", err=True)
     return EXIT_INTERRUPTED if last.finish_reason == "cancelled" else 0
 
 
-def _start(engine: Engine, prompt: str, options: dict[str, Any], cancelled: StopRequest) -> Iterator[Piece]:
+def _reply(session: ChatSession, prompt: str, options: dict[str, Any], cancelled: StopRequest) -> Iterator[Piece]:
     from edgeawq.runtime.sampler import make_sampler
 
-    sampler = make_sampler(choose_sampling(engine.sampling, options))
-    if options["raw"]:
-        from edgeawq.runtime.generate import generate
-
-        if options["system"]:
-            raise UsageError("--raw has no place for --system", remedy="write it into the prompt")
-        return generate(
-            engine.decoder,
-            engine.tokenizer,
-            engine.tokenizer.encode_plain(prompt),
-            sampler,
-            max_new_tokens=options["max_tokens"],
-            stop_token_ids=engine.stop_token_ids,
-            stop_strings=options["stop"],
-            cancelled=cancelled,
-        )
-    from edgeawq.runtime.session import ChatSession
-
-    session = ChatSession(engine, system=options["system"], stop_strings=options["stop"])
+    sampler = make_sampler(choose_sampling(session.engine.sampling, options))
     return session.reply(prompt, sampler, max_new_tokens=options["max_tokens"], cancelled=cancelled)
+
+
+def _continue_text(engine: Engine, prompt: str, options: dict[str, Any], cancelled: StopRequest) -> Iterator[Piece]:
+    from edgeawq.runtime.generate import generate
+    from edgeawq.runtime.sampler import make_sampler
+    from edgeawq.runtime.window import N_SINKS
+
+    for name, remedy in (
+        ("system", "write it into the prompt"),
+        ("session", "leave --raw out"),
+        ("cache_prompt", "leave --raw out"),
+    ):
+        if options[name]:
+            raise UsageError(f"--raw has no place for --{name.replace('_', '-')}", remedy=remedy)
+    return generate(
+        engine.decoder,
+        engine.tokenizer,
+        engine.tokenizer.encode_plain(prompt),
+        make_sampler(choose_sampling(engine.sampling, options)),
+        max_new_tokens=options["max_tokens"],
+        stop_token_ids=engine.stop_token_ids,
+        stop_strings=options["stop"],
+        speculate=options["speculate"] == "ngram",
+        on_full=options["on_full"] or "stop",
+        n_keep=N_SINKS,
+        cancelled=cancelled,
+    )
 
 
 def _run_golden(bundle: Path, options: dict[str, Any]) -> int:
     from edgeawq.runtime.golden import check_golden
 
-    result = check_golden(bundle, n_threads=options["threads"] or 0)
+    built = build_kernel(bundle, options)
+    result = check_golden(bundle, n_threads=choose_threads(bundle, options, **built), **built)
     if options["as_json"]:
         import json
 
@@ -148,12 +173,19 @@ def _list_figures(stats: GenerationStats) -> dict[str, float | int]:
         "prefill_tokens_per_s": round(stats.prefill_tokens_per_s, 2),
         "decode_tokens_per_s": round(stats.decode_tokens_per_s, 2),
         "time_to_first_token_s": round(stats.time_to_first_token_s, 4),
+        "drafted_tokens": stats.drafted_tokens,
+        "accepted_tokens": stats.accepted_tokens,
+        "shifts": stats.shifts,
+        "reused_tokens": stats.reused_tokens,
     }
 
 
 def _describe(stats: GenerationStats, finish_reason: str | None) -> str:
+    drafts = (
+        f"{stats.accepted_tokens} of {stats.drafted_tokens} drafted tokens accepted; " if stats.drafted_tokens else ""
+    )
     return (
         f"{stats.generated_tokens} tokens, {stats.decode_tokens_per_s:.1f} tokens/s; "
         f"prompt {stats.prompt_tokens} tokens, {stats.prefill_tokens_per_s:.1f} tokens/s; "
-        f"first token after {stats.time_to_first_token_s:.2f} s; ended by {finish_reason}"
+        f"{drafts}first token after {stats.time_to_first_token_s:.2f} s; ended by {finish_reason}"
     )

@@ -69,14 +69,16 @@ def _print(results: list[tuple[Device, DeviceStatus | EdgeawqError]]) -> None:
     from edgeawq.cli.console import get_console, print_error
 
     table = Table(box=None, pad_edge=False)
-    for title in ("device", "release", "model", "health", "previous", "free"):
+    for title in ("device", "release", "model", "health", "signed by", "previous", "free"):
         table.add_column(title, overflow="fold", no_wrap=title in ("release", "previous"))
     for device, result in results:
         if isinstance(result, Exception):
-            table.add_row(device.name, "-", "[red]no answer[/red]", "-", "-", "-")
+            table.add_row(device.name, "-", "[red]no answer[/red]", "-", "-", "-", "-")
             continue
         current = result.find(result.current) or {}
         health = str(current.get("health", "-")) if result.current else "-"
+        if current.get("bad_starts"):
+            health += f", started {current['bad_starts']} times without an answer"
         if result.lock:
             health += f" (locked by {result.lock['owner']})"
         table.add_row(
@@ -84,6 +86,7 @@ def _print(results: list[tuple[Device, DeviceStatus | EdgeawqError]]) -> None:
             result.current or "nothing pushed",
             f"{current['name']} for {current['profile']}" if "name" in current else "-",
             health,
+            _describe_trust(current, result.trust),
             result.previous or "-",
             format_bytes(result.free_bytes),
         )
@@ -91,3 +94,12 @@ def _print(results: list[tuple[Device, DeviceStatus | EdgeawqError]]) -> None:
     for _, result in results:
         if isinstance(result, Exception):
             print_error(result)
+
+
+def _describe_trust(release: dict[str, Any], trust: dict[str, Any]) -> str:
+    """Who has signed what runs, and whether the device asks for that."""
+    recorded = release.get("trust")
+    signer = str(recorded.get("key_name") or recorded.get("key") or "-") if isinstance(recorded, dict) else "-"
+    if trust.get("error"):
+        return f"[red]{trust['error']}[/red]"
+    return signer if trust.get("pinned") else f"{signer} (no key pinned)" if signer != "-" else "no key pinned"

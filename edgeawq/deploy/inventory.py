@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from edgeawq.deploy.rate_limit import parse_rate
 from edgeawq.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -22,9 +23,10 @@ else:
 FILE_NAME = "edgeawq.toml"
 LOCAL_DEVICE = "localhost"
 DEFAULT_ROOT = "~/.edgeawq"
-TRANSPORTS = ("ssh", "local")
+TRANSPORTS = ("ssh", "openssh", "local")
 MAX_INVENTORY_BYTES = 4 << 20
 
+_CIPHERS = re.compile(r"([A-Za-z0-9@.-]+(,[A-Za-z0-9@.-]+)*)?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
@@ -43,7 +45,9 @@ class Device:
     root: str = DEFAULT_ROOT  # the folder on the device that holds releases
     python: str = ""  # the interpreter on the device; found by itself when empty
     keep: int = 3  # releases kept after a push
-    transport: str = "ssh"
+    transport: str = "ssh"  # "ssh" (built in), "openssh" (the system's ssh program) or "local"
+    cipher: str = ""  # names as in ssh_config(5), the best one first, commas between them
+    bandwidth_limit: str = ""  # bytes/s that an upload may take, for example "10M"
 
     @property
     def is_local(self) -> bool:
@@ -140,6 +144,20 @@ def check_device_name(name: str) -> None:
         )
 
 
+def check_device(device: Device) -> None:
+    """Refuse settings that look like text but have a meaning of their own: the rate and the ciphers."""
+    if device.bandwidth_limit:
+        try:
+            parse_rate(device.bandwidth_limit)
+        except UsageError as error:
+            raise UsageError(f"bandwidth_limit: {error.what}", remedy=error.remedy) from None
+    if not _CIPHERS.fullmatch(device.cipher):
+        raise UsageError(
+            f"cipher = {device.cipher!r} is not a list of cipher names",
+            remedy="`ssh -Q cipher` lists the names; write commas between them",
+        )
+
+
 def write_device(inventory: Inventory, device: Device) -> Inventory:
     """Add or replace `device` in the inventory's file, keeping comments and order, and return the new inventory."""
     import tomlkit
@@ -192,7 +210,7 @@ def _parse_device(name: str, table: dict[str, Any], source: str) -> Device:
         )
     if name == LOCAL_DEVICE and transport != "local":
         raise UsageError(f"{source}: `localhost` always is this machine", remedy="give that device another name")
-    if transport == "ssh" and not values.get("host"):
+    if transport != "local" and not values.get("host"):
         raise UsageError(f"{source}: {where} has no host", remedy='add host = "…"')
     if transport == "local":
         values.setdefault("root", _local_root())
@@ -207,7 +225,12 @@ def _parse_device(name: str, table: dict[str, Any], source: str) -> Device:
     host = values.get("host", "")
     if host.startswith("-") or any(character.isspace() for character in host):
         raise UsageError(f"{source}: {where} host = {host!r} is not a host name")
-    return Device(name=name, **values)
+    device = Device(name=name, **values)
+    try:
+        check_device(device)
+    except UsageError as error:
+        raise UsageError(f"{source}: {where} {error.what}", remedy=error.remedy) from None
+    return device
 
 
 def _check_keys(table: Mapping[str, Any], known: Any, source: str, where: str) -> None:

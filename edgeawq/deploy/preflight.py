@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+from device_profiles.target import Target
 from edgeawq.deploy.device_facts import DeviceFacts, PythonFact
-from edgeawq.errors import BundleError, DeviceUnfitError
-from packager.manifest import Manifest
+from edgeawq.errors import BundleError, DeviceUnfitError, ProfileError
+from edgeawq.runtime.cpu import missing_flags, read_cpu_flags
+from packager.manifest import KernelEntry, Manifest
 
 # The rest of the memory is for the system, Python (about 80 MB with numpy and tokenizers) and the KV cache.
 COMFORTABLE_SHARE = 0.7
@@ -35,6 +37,9 @@ def check_fit(facts: DeviceFacts, python: PythonFact, manifest: Manifest, *, whe
     if packed_for != facts.machine:
         reasons.append(f"the bundle is for {packed_for} (profile {manifest.device.profile!r}), it is {facts.machine}")
         remedies.append("set the right `profile` for this device, or pack with `--device PROFILE`")
+    elif lacking := find_lacking_flags(facts, manifest):
+        reasons.append(f"the bundle is for profile {manifest.device.profile!r}, and its CPU lacks {', '.join(lacking)}")
+        remedies.append("set the right `profile` for this device, or pack with `--device PROFILE`")
     glibc = re.fullmatch(r"glibc-(\d{1,3})\.(\d{1,3}).*", python.libc)
     if glibc is None or (int(glibc.group(1)), int(glibc.group(2))) < MIN_GLIBC:
         reasons.append(f"its C library is {python.libc}, glibc 2.28 or later is needed")
@@ -53,6 +58,25 @@ def check_fit(facts: DeviceFacts, python: PythonFact, manifest: Manifest, *, whe
     if reasons:
         raise DeviceUnfitError(f"{where} cannot run this bundle: {'; '.join(reasons)}", remedy="; ".join(remedies))
     return warnings
+
+
+def find_lacking_flags(facts: DeviceFacts, manifest: Manifest) -> tuple[str, ...]:
+    """What the device's CPU lacks for the least demanding kernel of a bundle; empty when one of them runs there.
+
+    Also empty when it is not known: the health check on the device finds out before anything is switched.
+    """
+    flags = read_cpu_flags(facts.cpuinfo)
+    if not flags or not all(_has_known_isa(kernel) for kernel in manifest.kernels):
+        return ()
+    return min((missing_flags(kernel.isa, flags) for kernel in manifest.kernels), key=len, default=())
+
+
+def _has_known_isa(kernel: KernelEntry) -> bool:
+    try:
+        Target(kernel.triple, kernel.cpu, kernel.features, kernel.isa)
+    except ProfileError:
+        return False
+    return True
 
 
 def _mb(size: int) -> str:

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from edgeawq.deploy.device_facts import DeviceFacts, choose_python, gather_facts
 from edgeawq.deploy.inventory import Device
 from edgeawq.deploy.preflight import check_fit
-from edgeawq.deploy.receiver_client import Plan, ReceiverClient
+from edgeawq.deploy.receiver_client import ReceiverClient
 from edgeawq.deploy.release import Release, describe_release, list_bundle, list_site
 from edgeawq.deploy.site import prepare_site
 from edgeawq.deploy.transport import Transport
+from edgeawq.deploy.upload import Sent, UploadOptions, upload
 from edgeawq.errors import HealthCheckError
 
 LOCK_WAIT_S = 5.0  # a push that was killed a moment ago is still letting go of its lock
@@ -32,8 +33,18 @@ class PushOptions:
     health_timeout_s: float = 300.0
     keep: int = 3  # releases to keep on the device; the current and the previous one always stay
     break_lock: bool = False
-    verify: bool = False  # hash again on the device what is there already
+    verify: bool = False  # hash again on the device what is there already, and check its answer again
     dry_run: bool = False
+    upload: UploadOptions = field(default_factory=UploadOptions)
+
+
+# (release, "trust" of the device's status) → the signed envelope as text, or "" for none
+SignRelease = Callable[[Release, dict[str, Any]], str]
+
+
+def sign_nothing(release: Release, trust: dict[str, Any]) -> str:
+    """Send no signature: enough for a device on which no key is pinned."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -49,12 +60,16 @@ class PushReport:
     files: int
     total_bytes: int
     files_sent: int
-    bytes_sent: int
+    bytes_sent: int  # content
+    wire_bytes: int  # the same as it was sent: compressed where that was quicker
+    channels: int
     upload_s: float
-    health: dict[str, Any]  # what the golden prompt's run printed
+    health: dict[str, Any]  # what the golden prompt's run printed; empty when nothing had changed since a good one
     health_s: float
     repaired: list[str] = field(default_factory=list)  # damaged files on the device that were replaced
     removed_releases: list[str] = field(default_factory=list)
+    copied_bytes: int = 0  # taken from other releases on the device
+    trust: dict[str, Any] = field(default_factory=dict)  # what the device found about the signature
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -76,7 +91,7 @@ class PushListener(Protocol):
         """So much is going to be sent."""
 
     def upload_advanced(self, count: int) -> None:
-        """`count` more bytes were sent (or fewer than thought are there: then it is negative)."""
+        """`count` more bytes were sent."""
 
     def upload_ended(self) -> None:
         """All of it has arrived."""
@@ -110,6 +125,7 @@ def push(
     listener: PushListener | None = None,
     facts: DeviceFacts | None = None,
     site: PrepareSite = prepare_site,
+    sign: SignRelease = sign_nothing,
 ) -> PushReport:
     """Make `bundle` the running release of `device`, or leave everything there as it is and raise.
 
@@ -139,11 +155,11 @@ def push(
     )
     with ReceiverClient(transport, python=python.path, root=device.root) as client:
         if options.dry_run:
-            return _report_dry_run(client, release, device, transport, warnings, started)
+            return _report_dry_run(client, release, device, transport, sign, warnings, started)
         lock = client.call("lock", owner=name_owner(), wait_s=LOCK_WAIT_S, force=options.break_lock)
         if lock.get("replaced"):
             listener.note(f"the lock of {lock['replaced'].get('owner')} was stale or broken, and is replaced")
-        return _replace_release(client, release, device, transport, options, listener, warnings, started)
+        return _replace_release(client, release, device, transport, options, listener, sign, warnings, started)
 
 
 def name_owner() -> str:
@@ -158,33 +174,29 @@ def _replace_release(
     transport: Transport,
     options: PushOptions,
     listener: PushListener,
+    sign: SignRelease,
     warnings: list[str],
     started: float,
 ) -> PushReport:
     before = client.call("status")
-    known = any(entry["id"] == release.identity for entry in before["releases"])
-    if options.verify and known:
-        listener.stage("hashing what is on the device")
-        client.call("verify", release=release.identity)
-    sent = _Sent()
-    sent.add(_upload(client, release, listener))
+    known = _is_known(before, release)
+    signature = sign(release, before["trust"])
+    plan = client.plan(release, known=known, signature=signature)
+    sent, copied = _upload(client, release, options, listener) if plan.missing else (Sent(), 0)
     listener.stage("verifying on the device")
     repaired = list(client.call("commit")["repaired"])
-    listener.stage("health check on the device")
-    try:
-        checked = client.call("check", release=release.identity, timeout_s=options.health_timeout_s)
-    except HealthCheckError as failure:
-        damaged = client.call("verify", release=release.identity)["damaged"]
-        if not damaged:
-            raise _explain_health(failure, before["current"], release.identity) from failure
-        listener.note(f"{len(damaged)} files on the device were damaged and are sent again")
-        sent.add(_upload(client, release, listener))
-        repaired += client.call("commit")["repaired"]
-        try:
-            checked = client.call("check", release=release.identity, timeout_s=options.health_timeout_s)
-        except HealthCheckError as again:
-            raise _explain_health(again, before["current"], release.identity) from again
-    client.call("switch", release=release.identity)
+    if options.verify:
+        listener.stage("hashing what is on the device")
+        again, mended = _repair(client, release, signature, options, listener)
+        sent, repaired = _add(sent, again), repaired + mended
+    newer = int(plan.trust.get("counter") or 0) > int(before["trust"].get("counter") or 0)  # the device must note that
+    if _runs_well(before, release) and not (plan.missing or repaired or options.verify or newer):
+        checked: dict[str, Any] = {"result": {}, "seconds": 0.0}
+    else:
+        checked, repair = _check(client, release, before["current"], options, listener, signature)
+        sent = _add(sent, repair.sent)
+        repaired += repair.repaired
+        client.call("switch", release=release.identity)
     removed = client.call("gc", keep=max(options.keep, 1))["removed"]
     client.call("unlock")
     return PushReport(
@@ -197,54 +209,113 @@ def _replace_release(
         files=len(release.files),
         total_bytes=release.total_bytes,
         files_sent=sent.files,
-        bytes_sent=sent.bytes,
+        bytes_sent=sent.content_bytes,
+        wire_bytes=sent.wire_bytes,
+        channels=sent.channels,
         upload_s=round(sent.seconds, 3),
         health=checked["result"],
         health_s=float(checked["seconds"]),
         repaired=repaired,
         removed_releases=removed,
+        copied_bytes=copied,
+        trust=plan.trust,
         warnings=warnings,
         seconds=round(time.monotonic() - started, 3),
     )
 
 
+def _runs_well(status: dict[str, Any], release: Release) -> bool:
+    """True when this very release runs on the device and its last check was good: then nothing is checked again."""
+    good = any(
+        entry["id"] == release.identity and entry.get("health") == "good" and not entry.get("bad_starts")
+        for entry in status["releases"]
+    )
+    return good and status["current"] == release.identity
+
+
 @dataclass
-class _Sent:
-    files: int = 0
-    bytes: int = 0
-    seconds: float = 0.0
+class _Repair:
+    """What a health check that failed on damaged files has led to."""
 
-    def add(self, other: _Sent) -> None:
-        self.files += other.files
-        self.bytes += other.bytes
-        self.seconds += other.seconds
+    sent: Sent = field(default_factory=Sent)
+    repaired: list[str] = field(default_factory=list)
 
 
-def _upload(client: ReceiverClient, release: Release, listener: PushListener) -> _Sent:
-    plan = client.plan(release)
-    if not plan.missing:
-        return _Sent()
-    sent = _Sent(files=len(plan.missing))
-    kept = sum(entry.resume_at for entry in plan.missing)
-    if kept:
-        listener.note(f"{kept / 1e6:.1f} MB have arrived in an earlier push and are not sent again")
-    listener.stage(f"uploading {len(plan.missing)} files")
-    listener.upload_begins(len(plan.missing), plan.upload_bytes)
+def _check(
+    client: ReceiverClient,
+    release: Release,
+    current: str | None,
+    options: PushOptions,
+    listener: PushListener,
+    signature: str,
+) -> tuple[dict[str, Any], _Repair]:
+    """Run the golden prompt; where damaged files made it fail, send those anew and run it once more."""
+    repair = _Repair()
+    listener.stage("health check on the device")
+    try:
+        return client.call("check", release=release.identity, timeout_s=options.health_timeout_s), repair
+    except HealthCheckError as failure:
+        damaged = client.call("verify", release=release.identity)["damaged"]
+        if not damaged:
+            raise _explain_health(failure, current, release.identity) from failure
+    listener.note(f"{len(damaged)} files on the device were damaged and are sent again")
+    client.plan(release, known=True, signature=signature)
+    repair.sent = _upload(client, release, options, listener)[0]
+    repair.repaired = list(client.call("commit")["repaired"])
+    listener.stage("health check on the device")
+    try:
+        return client.call("check", release=release.identity, timeout_s=options.health_timeout_s), repair
+    except HealthCheckError as failure:
+        raise _explain_health(failure, current, release.identity) from failure
 
-    def count(advance: int) -> None:
-        sent.bytes += max(advance, 0)
-        listener.upload_advanced(advance)
 
-    began = time.monotonic()
-    client.upload(_order(plan), count)
-    sent.seconds = time.monotonic() - began
+def _is_known(status: dict[str, Any], release: Release) -> bool:
+    return any(entry["id"] == release.identity and "damaged" not in entry for entry in status["releases"])
+
+
+def _add(one: Sent, other: Sent) -> Sent:
+    return Sent(
+        one.files + other.files,
+        one.content_bytes + other.content_bytes,
+        one.wire_bytes + other.wire_bytes,
+        one.seconds + other.seconds,
+        max(one.channels, other.channels),
+    )
+
+
+def _repair(
+    client: ReceiverClient, release: Release, signature: str, options: PushOptions, listener: PushListener
+) -> tuple[Sent, list[str]]:
+    """Let the device hash the release; send again what is damaged. Return what was sent, and the damaged files."""
+    damaged = list(client.call("verify", release=release.identity)["damaged"])
+    if not damaged:
+        return Sent(), []
+    listener.note(f"{len(damaged)} files on the device were damaged and are sent again")
+    client.plan(release, known=True, signature=signature)
+    sent, _ = _upload(client, release, options, listener)
+    return sent, list(client.call("commit")["repaired"])
+
+
+def _upload(client: ReceiverClient, release: Release, options: PushOptions, listener: PushListener) -> tuple[Sent, int]:
+    """Bring what the planned release lacks to the device; return what was sent, and the bytes found there."""
+    listener.stage("looking for what the device has")
+    missing, copied = client.assemble()
+    if not missing:
+        client.call("flush")
+        return Sent(), copied
+    files = {entry.file for entry in missing}
+    size = sum(
+        sum(length for length, _ in release.files[entry.file].chunks[entry.first : entry.first + entry.count])
+        for entry in missing
+    )
+    here = sum(release.files[index].size for index in files) - size
+    if here:
+        listener.note(f"{here / 1e6:.1f} MB of {len(files)} files are on the device already and are not sent again")
+    listener.stage(f"uploading {len(files)} files")
+    listener.upload_begins(len(files), size)
+    sent = upload(client, release, missing, options.upload, listener.upload_advanced)
     listener.upload_ended()
-    return sent
-
-
-def _order(plan: Plan) -> Any:
-    # Small files first: what can go wrong with the device shows early, and the long part has a steady rate.
-    return sorted(plan.missing, key=lambda entry: (entry.file.size, entry.file.path))
+    return sent, copied
 
 
 def _report_dry_run(
@@ -252,25 +323,30 @@ def _report_dry_run(
     release: Release,
     device: Device,
     transport: Transport,
+    sign: SignRelease,
     warnings: list[str],
     started: float,
 ) -> PushReport:
-    plan = client.plan(release)
-    current = client.call("status")["current"]
+    status = client.call("status")
+    known = _is_known(status, release)
+    plan = client.plan(release, known=known, signature=sign(release, status["trust"]))
     return PushReport(
         device=device.name,
         address=transport.address,
         release=release.identity,
-        previous=current,
-        changed=current != release.identity,
+        previous=status["current"],
+        changed=status["current"] != release.identity,
         dry_run=True,
         files=len(release.files),
         total_bytes=release.total_bytes,
         files_sent=len(plan.missing),
         bytes_sent=plan.upload_bytes,
+        wire_bytes=plan.upload_bytes,
+        channels=1,
         upload_s=0.0,
         health={},
         health_s=0.0,
+        trust=plan.trust,
         warnings=warnings,
         seconds=round(time.monotonic() - started, 3),
     )

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.resources
+import contextlib
 import json
-import threading
 import time
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from edgeawq.deploy.receiver import BLOCK_BYTES, MAGIC, PROTOCOL
+from edgeawq.deploy.receiver.limits import MAGIC, PROTOCOL
 from edgeawq.deploy.receiver_errors import explain_answer, explain_no_greeting
-from edgeawq.deploy.release import Release, ReleaseFile
+from edgeawq.deploy.receiver_program import read_join_program, read_program
+from edgeawq.deploy.release import Release
 from edgeawq.deploy.transport import RemoteProcess, Transport, quote_words
-from edgeawq.errors import BundleError, TransferError
+from edgeawq.errors import EdgeawqError, TransferError
 
-MAX_ANSWER_BYTES = 16 << 20
+MAX_ANSWER_BYTES = 64 << 20
 MAX_NOISE_BYTES = 64 << 10
-SMALL_WRITE_BYTES = 256 << 10
-
-# Runs on any Python: what is too old ends with code 97 instead of a syntax error.
-_BOOTSTRAP = """
-import os, sys
-if sys.version_info < (3, 10): sys.exit(97)
-source = b""
-while len(source) < %d:
-    block = os.read(0, %d - len(source))
-    if not block: sys.exit(98)
-    source += block
-exec(compile(source, "edgeawq-receiver", "exec"), {"__name__": "__main__"})
-"""
+MAX_EVENTS = 100  # before an answer, and one more for each second: the receiver sends one in five
+LINE_TIMEOUT_S = 60.0  # for a line that has begun, and longer for a long one:
+MIN_BYTES_PER_S = 1000.0
+PINGS = 3
 
 
 @dataclass(frozen=True)
@@ -46,108 +37,217 @@ class Greeting:
 
 
 @dataclass(frozen=True)
-class Missing:
-    """An object that the device lacks; `resume_at` bytes of it are there already and hash to `resume_sha256`."""
+class Plan:
+    """What the device lacks of a release (indices of files), and the room there."""
 
-    file: ReleaseFile
-    resume_at: int = 0
-    resume_sha256: str = ""
+    missing: tuple[int, ...]
+    upload_bytes: int  # what of that no other file on the device has
+    need_bytes: int
+    free_bytes: int
+    trust: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the device lacks of a release, and the room there."""
+class Missing:
+    """Chunks [first, first + count) of a file, which the host has to send."""
 
-    missing: tuple[Missing, ...]
-    need_bytes: int
-    free_bytes: int
+    file: int
+    first: int
+    count: int
 
-    @property
-    def upload_bytes(self) -> int:
-        """How many bytes are still to be sent."""
-        return sum(entry.file.size - entry.resume_at for entry in self.missing)
+
+class Link:
+    """Requests to a process on the device and its answers, over one channel."""
+
+    def __init__(self, process: RemoteProcess, address: str) -> None:
+        self.process = process
+        self.address = address
+        self._buffer = bytearray()
+
+    def call(self, op: str, payload: bytes = b"", **arguments: Any) -> dict[str, Any]:
+        """Send one request and return its answer; an answer that refuses raises the error it stands for."""
+        self.write(encode({"op": op, **arguments}) + payload)
+        return self.read_answer()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Send bytes. When the other side is gone, its own last words are a better error than that."""
+        try:
+            self.process.write(data)
+        except TransferError as error:
+            raise self._last_words(error) from error
+
+    def _last_words(self, error: TransferError) -> EdgeawqError:
+        try:
+            self.read_answer()
+        except EdgeawqError as refusal:
+            if not isinstance(refusal, ConnectionLostError):
+                return refusal
+        return error
+
+    def read_answer(self) -> dict[str, Any]:
+        """Return the next answer, past signs of life."""
+        started, events = time.monotonic(), 0
+        while True:
+            line = self.read_line(MAX_ANSWER_BYTES)
+            if line is None:
+                tail = self.process.stderr_tail()
+                raise ConnectionLostError(
+                    f"the connection to {self.address} was lost" + (f": {tail[-500:]}" if tail else ""),
+                    remedy="run the command again: what has arrived is kept, and the running release is as it was",
+                )
+            answer = decode(line, self.address)
+            if "event" in answer:
+                events += 1
+                if events > MAX_EVENTS + time.monotonic() - started:
+                    raise TransferError(f"{self.address} sends events without end instead of an answer")
+                continue
+            if answer.get("ok") is not True:
+                raise explain_answer(answer, self.address)
+            return answer
+
+    def read_line(self, limit: int) -> bytes | None:
+        """Return the next line without its end; None when the other side has ended."""
+        searched, began = 0, 0.0
+        while (end := self._buffer.find(b"\n", searched)) < 0:
+            searched = len(self._buffer)
+            if searched > limit:
+                raise TransferError(f"{self.address}: an answer is longer than {limit} bytes")
+            if not searched:
+                began = 0.0
+            elif not began:
+                began = time.monotonic()
+            elif time.monotonic() - began > LINE_TIMEOUT_S + searched / MIN_BYTES_PER_S:
+                raise TransferError(f"{self.address} sends an answer too slowly: {searched} bytes so far")
+            block = self.process.read(1 << 16)
+            if not block:
+                return None
+            self._buffer += block
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        return line
+
+
+class Answer(dict[str, Any]):
+    """An object in an answer. A field that is not there is the device's mistake, not ours."""
+
+    def __missing__(self, key: str) -> Any:
+        raise TransferError(f"the receiver's answer is not understood: it has no {key!r}")
+
+
+class ConnectionLostError(TransferError):
+    """The other side has ended without a word."""
 
 
 class ReceiverClient:
     """A session with the receiver on a device. Answers that refuse become the errors of edgeawq.errors."""
 
     def __init__(self, transport: Transport, *, python: str, root: str) -> None:
-        source = importlib.resources.files("edgeawq.deploy").joinpath("receiver.py").read_bytes()
-        bootstrap = _BOOTSTRAP % (len(source), len(source))
-        self._address = transport.address
-        self._buffer = bytearray()
-        self._process: RemoteProcess = transport.start(
-            "exec " + quote_words([python, "-I", "-c", bootstrap.strip(), root])
-        )
+        self._transport = transport
+        self._python = python
+        self._planned: Release | None = None
+        bootstrap, program = read_program()
+        process = transport.start("exec " + quote_words([python, "-I", "-c", bootstrap, root]))
+        self.link = Link(process, transport.address)
         try:
-            self._process.write(source)
+            process.write(program)
             self.greeting = self._read_greeting(python)
         except BaseException:
-            self._process.terminate()
+            process.terminate()
             raise
 
     def call(self, op: str, payload: bytes = b"", **arguments: Any) -> dict[str, Any]:
         """Send one request and return its answer; an answer that refuses raises the error it stands for."""
-        self._process.write(_encode({"op": op, **arguments}) + payload)
-        return self._read_answer()
+        return self.link.call(op, payload, **arguments)
 
-    def plan(self, release: Release) -> Plan:
-        """Ask what of `release` is missing. DeviceUnfitError when it does not fit the device."""
-        answer = self.call("plan", release.data, size=len(release.data))
-        if answer.get("id") != release.identity:
-            raise TransferError(f"{self._address}: the release description has arrived damaged")
-        missing = []
-        for entry in answer["missing"]:
-            file = release.files[entry[0]]
-            resume = Missing(file, entry[1], entry[2]) if len(entry) == 3 else Missing(file)
-            missing.append(resume)
-        return Plan(tuple(missing), int(answer["need"]), int(answer["free"]))
+    def plan(self, release: Release, *, known: bool = False, signature: str = "") -> Plan:
+        """Ask what of `release` is missing. DeviceUnfitError when it does not fit the device.
 
-    def upload(self, missing: Iterable[Missing], on_progress: Callable[[int], None]) -> None:
-        """Send objects one after the other without waiting for answers in between; return when all are stored.
-
-        `on_progress` is called with the number of bytes just sent. TransferError names what went wrong.
+        known: the device has said that it has this release, so that its description need not be sent.
         """
-        failure: list[BaseException] = []
-        answered = threading.Event()
+        if known:
+            answer = self.call("plan", release=release.identity, signature=signature)
+        else:
+            data = zlib.compress(release.data, 6)
+            answer = self.call("plan", data, size=len(release.data), length=len(data), signature=signature)
+        if answer.get("id") != release.identity:
+            raise TransferError(f"{self.link.address}: the release description has arrived damaged")
+        self._planned = release
+        with self._understood():
+            missing = tuple(int(index) for index in answer["missing"])
+            if not all(0 <= index < len(release.files) for index in missing):
+                raise ValueError
+            plan = Plan(
+                missing=missing,
+                upload_bytes=int(answer["upload"]),
+                need_bytes=int(answer["need"]),
+                free_bytes=int(answer["free"]),
+                trust=dict(answer["trust"]),
+            )
+        return plan
 
-        def listen() -> None:
-            try:
-                self._read_answer()
-            except BaseException as error:  # handed to the thread that sends
-                failure.append(error)
-                self._process.terminate()
-            answered.set()
+    def assemble(self) -> tuple[list[Missing], int]:
+        """Let the device put together what it has of the planned release.
 
-        listener = threading.Thread(target=listen, name="edgeawq-upload-answers", daemon=True)
-        listener.start()
+        Returns what is left to be sent, and how many bytes it found in other files there.
+        """
+        answer = self.call("assemble")
+        assert self._planned is not None
+        missing = []
+        with self._understood():
+            for entry in answer["missing"]:
+                runs = entry[1] if len(entry) > 1 else [[0, 1]]
+                missing += [Missing(int(entry[0]), int(first), int(count)) for first, count in runs]
+            for run in missing:
+                if not 0 <= run.file < len(self._planned.files) or run.first < 0 or run.count < 1:
+                    raise ValueError
+                if run.first + run.count > len(self._planned.files[run.file].chunks):
+                    raise ValueError
+            copied = int(answer["copied"])
+        return missing, copied
+
+    @contextlib.contextmanager
+    def _understood(self) -> Iterator[None]:
+        """What does not fit in an answer is the device's mistake."""
         try:
-            pending = bytearray()
-            for entry in missing:
-                pending = self._send_object(entry, pending, on_progress)
-            self._process.write(bytes(pending) + _encode({"op": "flush"}))
-            while not answered.wait(0.5):
-                pass
-        except TransferError:
-            # The device's own reason, if it sent one, is better than "the connection was closed".
-            listener.join(5.0)
-            if failure:
-                raise failure[0] from None
-            raise
-        except BaseException:
-            self._process.terminate()
-            raise
-        if failure:
-            raise failure[0]
+            yield
+        except (TypeError, ValueError, IndexError, OverflowError) as error:
+            raise TransferError(f"{self.link.address}: the receiver's answer is not understood") from error
+
+    def measure_round_trip_s(self) -> float:
+        """Return the shortest time that a small request and its answer took."""
+        times = []
+        for _ in range(PINGS):
+            started = time.monotonic()
+            self.call("ping")
+            times.append(time.monotonic() - started)
+        return min(times)
+
+    def join(self, count: int) -> list[Link]:
+        """Open `count` more channels for the upload, or as many of them as the device allows."""
+        answer = self.call("channels")
+        links: list[Link] = []
+        for _ in range(count):
+            command = [self._python, "-I", "-c", read_join_program(), str(answer["folder"])]
+            link = None
+            try:
+                link = Link(self._transport.start("exec " + quote_words(command)), self._transport.address)
+                link.write(str(answer["secret"]).encode())
+                link.read_answer()
+            except EdgeawqError:  # MaxSessions, say: fewer channels do it too
+                if link is not None:
+                    link.process.terminate()
+                break
+            links.append(link)
+        return links
 
     def close(self) -> None:
         """End the session; the receiver gives the lock back."""
         try:
-            self._process.write(_encode({"op": "bye"}))
-            self._process.close_input()
-            self._process.wait()
+            self.link.process.write(encode({"op": "bye"}))
+            self.link.process.close_input()
+            self.link.process.wait()
         except TransferError:
-            self._process.terminate()
+            self.link.process.terminate()
 
     def __enter__(self) -> ReceiverClient:
         return self
@@ -158,110 +258,35 @@ class ReceiverClient:
         if error is None:
             self.close()
         else:
-            self._process.terminate()
-
-    def _send_object(self, entry: Missing, pending: bytearray, on_progress: Callable[[int], None]) -> bytearray:
-        """Send one object; small ones are collected in `pending` so that they share packets."""
-        file = entry.file
-        try:
-            stream = file.source.open("rb")
-        except OSError as error:
-            raise BundleError(f"{file.source} cannot be read: {error.strerror}", remedy="push again") from error
-        with stream:
-            offset = _match_prefix(stream, entry)
-            if entry.resume_at and not offset:
-                on_progress(-entry.resume_at)  # what the device has is not the beginning of this file after all
-            header = {"op": "put", "sha256": file.sha256, "size": file.size, "offset": offset}
-            pending += _encode(header)
-            rest = file.size - offset
-            block = bytearray(min(BLOCK_BYTES, rest))
-            while rest:
-                count = stream.readinto(memoryview(block)[: min(len(block), rest)])
-                if not count:
-                    raise BundleError(f"{file.source} became shorter while it was sent", remedy="push again")
-                rest -= count
-                if count <= SMALL_WRITE_BYTES:
-                    pending += memoryview(block)[:count]
-                else:
-                    self._process.write(bytes(pending))
-                    pending = bytearray()
-                    self._process.write(memoryview(block)[:count])
-                if len(pending) > SMALL_WRITE_BYTES:
-                    self._process.write(bytes(pending))
-                    pending = bytearray()
-                on_progress(count)
-        return pending
+            self.link.process.terminate()
 
     def _read_greeting(self, python: str) -> Greeting:
         noise = bytearray()
         deadline = time.monotonic() + 120.0
         while len(noise) <= MAX_NOISE_BYTES and time.monotonic() < deadline:
-            line = self._read_line(MAX_NOISE_BYTES)
+            line = self.link.read_line(MAX_NOISE_BYTES)
             if line is None:
                 break
             if MAGIC.encode() in line:
-                answer = _decode(line, self._address)
+                answer = decode(line, self.link.address)
                 if answer.get("protocol") != PROTOCOL:
-                    raise TransferError(f"{self._address}: protocol {answer.get('protocol')!r}, expected {PROTOCOL}")
+                    raise TransferError(
+                        f"{self.link.address}: protocol {answer.get('protocol')!r}, expected {PROTOCOL}"
+                    )
                 return Greeting(*(str(answer.get(key, "")) for key in ("root", "machine", "python", "executable")))
             noise += line  # a login script that prints something
-        raise explain_no_greeting(self._process, self._address, python, bytes(noise))
-
-    def _read_answer(self) -> dict[str, Any]:
-        while True:
-            line = self._read_line(MAX_ANSWER_BYTES)
-            if line is None:
-                tail = self._process.stderr_tail()
-                raise TransferError(
-                    f"the connection to {self._address} was lost" + (f": {tail[-500:]}" if tail else ""),
-                    remedy="run the command again: what has arrived is kept, and the running release is as it was",
-                )
-            answer = _decode(line, self._address)
-            if "event" in answer:
-                continue
-            if answer.get("ok") is not True:
-                raise explain_answer(answer, self._address)
-            return answer
-
-    def _read_line(self, limit: int) -> bytes | None:
-        """Return the next line without its end; None when the receiver has ended."""
-        while (end := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > limit:
-                raise TransferError(f"{self._address}: an answer is longer than {limit} bytes")
-            block = self._process.read(1 << 16)
-            if not block:
-                return None
-            self._buffer += block
-        line = bytes(self._buffer[:end])
-        del self._buffer[: end + 1]
-        return line
+        raise explain_no_greeting(self.link.process, self.link.address, python, bytes(noise))
 
 
-def _match_prefix(stream: Any, entry: Missing) -> int:
-    """Return where to go on: `resume_at` when the device has the beginning of this very file, else 0."""
-    if not 0 < entry.resume_at <= entry.file.size:
-        return 0
-    state = hashlib.sha256()
-    left = entry.resume_at
-    while left:
-        block = stream.read(min(BLOCK_BYTES, left))
-        if not block:
-            break
-        state.update(block)
-        left -= len(block)
-    if not left and state.hexdigest() == entry.resume_sha256:
-        return entry.resume_at
-    stream.seek(0)
-    return 0
-
-
-def _encode(message: dict[str, Any]) -> bytes:
+def encode(message: dict[str, Any]) -> bytes:
+    """Return a request as it goes over the wire."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
-def _decode(line: bytes, address: str) -> dict[str, Any]:
+def decode(line: bytes, address: str) -> dict[str, Any]:
+    """Return the answer in a line; TransferError when it is none."""
     try:
-        answer = json.loads(line)
+        answer = json.loads(line, object_hook=Answer)
     except (ValueError, RecursionError):
         raise TransferError(f"{address}: the receiver's answer is not understood: {line[:200]!r}") from None
     if not isinstance(answer, dict):

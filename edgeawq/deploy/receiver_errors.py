@@ -13,7 +13,15 @@ from edgeawq.errors import (
     EdgeawqError,
     HealthCheckError,
     TransferError,
+    UntrustedReleaseError,
 )
+
+_TRUST_REMEDIES = {
+    "unsigned": "sign it: push from a computer that has one of the keys that `edgeawq status NAME` shows",
+    "untrusted": "push with a key that the device trusts, or let one of those add yours: `edgeawq key rotate`",
+    "expired": "check the device's clock, or sign anew by pushing from a computer that has the key",
+    "downgrade": "push the newest release, or add --allow-downgrade if the older one is really wanted",
+}
 
 
 def explain_answer(answer: dict[str, Any], address: str) -> EdgeawqError:
@@ -46,6 +54,8 @@ def explain_answer(answer: dict[str, Any], address: str) -> EdgeawqError:
         return BundleError(what, remedy="pack the bundle again with the same version of edgeawq that pushes it")
     if code == "damaged":
         return TransferError(what, remedy="push again with --verify, which replaces what is damaged")
+    if code in ("unsigned", "untrusted", "expired", "downgrade"):
+        return UntrustedReleaseError(what, remedy=str(answer.get("remedy", "")) or _TRUST_REMEDIES[code])
     if code == "no-release":
         return DeployError(what, remedy="`edgeawq history NAME` lists the releases that are there")
     return DeployError(what, remedy=str(answer.get("remedy", "")))

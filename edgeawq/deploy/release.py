@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import edgeawq
-from edgeawq.deploy.receiver import RELEASE_FORMAT, RELEASE_FORMAT_VERSION, release_id
+from edgeawq.deploy.chunks import Chunks, cut_at_tensors, cut_evenly, hash_chunks, hash_known_file
+from edgeawq.deploy.receiver.description import name_content, release_id
+from edgeawq.deploy.receiver.limits import RELEASE_FORMAT, RELEASE_FORMAT_VERSION
 from edgeawq.errors import BundleError, DeployError
 from packager.manifest import MANIFEST_NAME, Manifest, read_manifest
 
@@ -25,8 +27,23 @@ class ReleaseFile:
 
     path: str  # on the device, below the release folder
     source: Path
-    sha256: str
-    size: int
+    chunks: Chunks
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(length for length, _ in self.chunks)
+
+    @property
+    def name(self) -> str:
+        """The name of its content in the device's store."""
+        return name_content(self.chunks)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the file's entry in the release's description."""
+        if len(self.chunks) > 1:
+            return {"path": self.path, "chunks": [list(chunk) for chunk in self.chunks]}
+        return {"path": self.path, "size": self.chunks[0][0], "sha256": self.chunks[0][1]}
 
 
 @dataclass(frozen=True)
@@ -57,7 +74,9 @@ def list_bundle(bundle: Path) -> tuple[Manifest, list[ReleaseFile]]:
             raise BundleError(
                 f"{source} {size}, the manifest says {entry.size}", remedy="pack the bundle again with `edgeawq pack`"
             )
-        files.append(ReleaseFile(f"{BUNDLE_FOLDER}/{entry.path}", source, entry.sha256, entry.size))
+        tensors = manifest.tensors if entry.role == "weights" else ()
+        chunks = hash_known_file(source, entry.sha256, cut_at_tensors(entry.size, tensors))
+        files.append(ReleaseFile(f"{BUNDLE_FOLDER}/{entry.path}", source, chunks))
     return manifest, files
 
 
@@ -76,13 +95,7 @@ def list_site(site: Path) -> list[ReleaseFile]:
 
 def hash_file(path: str, source: Path) -> ReleaseFile:
     """Return `source` as a release's file called `path`."""
-    state = hashlib.sha256()
-    size = 0
-    with source.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            state.update(block)
-            size += len(block)
-    return ReleaseFile(path, source, state.hexdigest(), size)
+    return ReleaseFile(path, source, hash_chunks(source, cut_evenly(source.stat().st_size)))
 
 
 def describe_release(*, name: str, profile: str, machine: str, python: str, files: Iterable[ReleaseFile]) -> Release:
@@ -98,7 +111,7 @@ def describe_release(*, name: str, profile: str, machine: str, python: str, file
         "name": name,
         "profile": profile,
         "requires": {"machine": machine, "python": python},
-        "files": [{"path": file.path, "sha256": file.sha256, "size": file.size} for file in ordered],
+        "files": [file.describe() for file in ordered],
     }
     data = json.dumps(description, sort_keys=True, separators=(",", ":")).encode("ascii")
     return Release(release_id(data), data, ordered, name, profile)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from edgeawq.deploy.device_facts import DeviceFacts, choose_python, gather_facts
@@ -27,6 +27,7 @@ class DeviceStatus:
     history: list[dict[str, Any]]
     lock: dict[str, Any] | None
     free_bytes: int
+    trust: dict[str, Any] = field(default_factory=dict)  # which keys it has pinned; see device_trust
 
     def to_json(self) -> dict[str, Any]:
         """Return the status as plain data."""
@@ -67,6 +68,7 @@ def read_status(transport: Transport, device: Device) -> DeviceStatus:
         history=list(answer["history"]),
         lock=answer["lock"],
         free_bytes=int(answer["free"]),
+        trust=dict(answer["trust"]),
     )
 
 

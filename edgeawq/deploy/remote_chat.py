@@ -35,10 +35,9 @@ def build_chat_command(device: Device, argv: Sequence[str], environment: Mapping
     """Return the /bin/sh command that starts the chat in the release that is current at that moment."""
     settings = [f"{key}={shlex.quote(environment[key])}" for key in FORWARDED if environment.get(key)]
     exports = f"export {' '.join(settings)}; " if settings else ""
-    # The release is looked up once: a push during the chat must not mix two releases' files.
+    # The launcher looks the release up once: a push during the chat must not mix two releases' files.
     return (
         f"root={quote_words([device.root])}; "
-        f'[ -x "$root/bin/edgeawq" ] && EDGEAWQ_RELEASE=$(cd -P "$root/current" 2>/dev/null && pwd -P) '
-        f"|| exit {NOTHING_PUSHED}; export EDGEAWQ_RELEASE; {exports}"
-        f'exec sh "$root/bin/edgeawq" chat "$EDGEAWQ_RELEASE/bundle" {quote_words(argv)}'
+        f'[ -x "$root/bin/edgeawq" ] && [ -d "$root/current/" ] || exit {NOTHING_PUSHED}; {exports}'
+        f'exec sh "$root/bin/edgeawq" chat @bundle {quote_words(argv)}'
     )

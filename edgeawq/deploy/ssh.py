@@ -5,22 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import paramiko
 
 from edgeawq.deploy.ssh_auth import AskSecret, log_in
+from edgeawq.deploy.ssh_ciphers import MACS_WITHOUT_AES
 from edgeawq.deploy.ssh_config import Endpoint
 from edgeawq.deploy.ssh_errors import (
     CONNECTION_FAILURES,
     explain_connect_failure,
     explain_handshake_failure,
+    explain_host_certificate,
     explain_lost_connection,
+    explain_unknown_key,
+    explain_wrong_key,
 )
 from edgeawq.deploy.ssh_known_hosts import (
-    HostKeyFinding,
     format_fingerprint,
     judge_host_key,
     load_known_hosts,
@@ -28,14 +31,14 @@ from edgeawq.deploy.ssh_known_hosts import (
     preferred_key_types,
     record_host_key,
 )
+from edgeawq.deploy.ssh_packets import BatchTransport
 from edgeawq.deploy.ssh_process import SshProcess
-from edgeawq.deploy.transport import STALL_TIMEOUT_S, RemoteProcess, TransportBase, wrap_command
-from edgeawq.errors import DeployError, HostKeyError, UnreachableError
+from edgeawq.deploy.ssh_proxy_command import ProxyCommandSocket
+from edgeawq.deploy.transport import DEAD_PEER_S, STALL_TIMEOUT_S, RemoteProcess, TransportBase, wrap_command
+from edgeawq.errors import DeployError, UnreachableError, UsageError
 
 # paramiko would ask for CTR with a separate MAC first; GCM is faster (docs/push.md).
 FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr")
-KEEPALIVE_S = 15
-DEAD_PEER_MS = 60_000
 TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 
@@ -56,17 +59,26 @@ def refuse_unknown_key(question: HostKeyQuestion) -> Literal["record", "refuse"]
     return "refuse"
 
 
-def connect_ssh(endpoint: Endpoint, *, ask: AskSecret, decide: DecideHostKey = refuse_unknown_key) -> SshTransport:
+def connect_ssh(
+    endpoint: Endpoint,
+    *,
+    ask: AskSecret,
+    decide: DecideHostKey = refuse_unknown_key,
+    dead_after_s: float = DEAD_PEER_S,
+) -> SshTransport:
     """Connect and log in to `endpoint`, through its jump hosts, each checked like the device itself.
+
+    dead_after_s: a peer that has said nothing for that long, asked for a sign of life, is given up.
 
     UnreachableError, HostKeyError or AuthenticationError say what failed, and on which hop.
     """
-    opened: list[paramiko.Transport] = []
+    opened: list[BatchTransport] = []
     try:
         for hop in (*endpoint.jumps, endpoint):
-            stream = _open_through(opened[-1], hop) if opened else _open_socket(hop)
+            stream = _open_through(opened[-1], hop) if opened else _open_socket(hop, dead_after_s)
             opened.append(_start_session(stream, hop, decide))
             log_in(opened[-1], hop, ask)
+            opened[-1].watch_peer(dead_after_s)
     except BaseException:
         for transport in reversed(opened):
             transport.close()
@@ -77,7 +89,7 @@ def connect_ssh(endpoint: Endpoint, *, ask: AskSecret, decide: DecideHostKey = r
 class SshTransport(TransportBase):
     """A logged-in SSH connection; `transports` are the jump hosts' connections and, last, the device's own."""
 
-    def __init__(self, endpoint: Endpoint, transports: list[paramiko.Transport]) -> None:
+    def __init__(self, endpoint: Endpoint, transports: Sequence[paramiko.Transport]) -> None:
         self._endpoint = endpoint
         self._transports = transports
 
@@ -134,7 +146,22 @@ class SshTransport(TransportBase):
         return channel
 
 
-def _open_socket(endpoint: Endpoint) -> socket.socket:
+def choose_ciphers(endpoint: Endpoint, available: Sequence[str]) -> list[str]:
+    """Return the ciphers to offer, the preferred first. UsageError when none of those wished for is available."""
+    if not endpoint.ciphers:
+        return [name for name in FAST_CIPHERS if name in available]
+    chosen = [name for name in endpoint.ciphers if name in available]
+    if not chosen:
+        raise UsageError(
+            f"{endpoint.label}: cipher = {','.join(endpoint.ciphers)!r}: the built-in SSH transport has none of these",
+            remedy=f'it has {", ".join(available)}; transport = "openssh" has all that `ssh -Q cipher` lists',
+        )
+    return chosen
+
+
+def _open_socket(endpoint: Endpoint, dead_after_s: float) -> socket.socket:
+    if endpoint.proxy_command:
+        return ProxyCommandSocket(endpoint.proxy_command)
     try:
         stream = socket.create_connection((endpoint.host, endpoint.port), timeout=endpoint.connect_timeout_s)
     except (OSError, UnicodeError) as error:
@@ -142,7 +169,7 @@ def _open_socket(endpoint: Endpoint) -> socket.socket:
     # Small requests must not wait for Nagle, and a peer that has vanished must be noticed in a minute, not in 15.
     stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with contextlib.suppress(OSError):
-        stream.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, DEAD_PEER_MS)
+        stream.setsockopt(socket.IPPROTO_TCP, TCP_USER_TIMEOUT, int(dead_after_s * 1000))
     return stream
 
 
@@ -163,12 +190,26 @@ def _open_through(jump: paramiko.Transport, endpoint: Endpoint) -> Any:
         raise explain_connect_failure(error, endpoint) from error
 
 
-def _start_session(stream: Any, endpoint: Endpoint, decide: DecideHostKey) -> paramiko.Transport:
+def _start_session(stream: Any, endpoint: Endpoint, decide: DecideHostKey) -> BatchTransport:
+    """Shake hands as in `_shake_hands`; where a ProxyCommand has failed, say what it wrote."""
+    try:
+        return _shake_hands(stream, endpoint, decide)
+    except UnreachableError as error:
+        if isinstance(stream, ProxyCommandSocket):
+            said = stream.read_errors() or error.what
+            raise UnreachableError(
+                f"{endpoint.label}: the ProxyCommand `{endpoint.proxy_command}` gave no connection: {said}",
+                remedy="run that command by hand: it should print the line that an SSH server begins with",
+            ) from error
+        raise
+
+
+def _shake_hands(stream: Any, endpoint: Endpoint, decide: DecideHostKey) -> BatchTransport:
     """Shake hands over `stream` and check the host key; nothing secret has been sent when this fails."""
     entries = load_known_hosts(endpoint.known_hosts_files)
     host_name = endpoint.host_key_alias.lower() or name_host(endpoint.host, endpoint.port)
     try:
-        transport = paramiko.Transport(stream)
+        transport = BatchTransport(stream)
     except CONNECTION_FAILURES as error:
         stream.close()
         raise explain_handshake_failure(error, endpoint) from error
@@ -179,7 +220,10 @@ def _start_session(stream: Any, endpoint: Endpoint, decide: DecideHostKey) -> pa
     transport.set_log_channel(logger.name)
     try:
         options = transport.get_security_options()
-        options.ciphers = [name for name in FAST_CIPHERS if name in options.ciphers]
+        options.ciphers = choose_ciphers(endpoint, options.ciphers)
+        if endpoint.ciphers and "-gcm" not in options.ciphers[0]:
+            first = [name for name in MACS_WITHOUT_AES if name in options.digests]
+            options.digests = [*first, *(name for name in options.digests if name not in first)]
         wanted = preferred_key_types(entries, host_name)
         offered = list(options.key_types)
         options.key_types = [name for name in wanted if name in offered] + [n for n in offered if n not in wanted]
@@ -192,13 +236,16 @@ def _start_session(stream: Any, endpoint: Endpoint, decide: DecideHostKey) -> pa
             raise explain_handshake_failure(TimeoutError(), endpoint)
         key = transport.get_remote_server_key()
         finding = judge_host_key(entries, host_name, key.asbytes())
+        if finding.verdict == "unknown" and finding.entries:
+            raise explain_host_certificate(endpoint, host_name, finding)
         if finding.verdict == "unknown":
             _settle_unknown_key(endpoint, host_name, key.get_name(), key.asbytes(), decide)
         elif finding.verdict != "known":
-            raise _explain_wrong_key(endpoint, host_name, key.get_name(), key.asbytes(), finding)
-        transport.set_keepalive(KEEPALIVE_S)
+            shown = f"{key.get_name()} {format_fingerprint(key.asbytes())}"
+            raise explain_wrong_key(endpoint, host_name, shown, finding)
     except BaseException:
         transport.close()
+        stream.close()  # paramiko leaves it open when it has not begun yet
         raise
     return transport
 
@@ -208,31 +255,4 @@ def _settle_unknown_key(endpoint: Endpoint, host_name: str, key_type: str, key: 
     if decide(question) == "record":
         record_host_key(endpoint.known_hosts_files[0], host_name, key_type, key, hash_name=endpoint.hash_known_hosts)
         return
-    raise HostKeyError(
-        f"{endpoint.label}: the host key of {host_name} is not known: {key_type} {question.fingerprint}",
-        remedy=f"compare it with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` on the device, then accept it with "
-        f"`edgeawq device add {endpoint.label} {endpoint.address}`",
-    )
-
-
-def _explain_wrong_key(
-    endpoint: Endpoint, host_name: str, key_type: str, key: bytes, finding: HostKeyFinding
-) -> HostKeyError:
-    shown = f"{key_type} {format_fingerprint(key)}"
-    if finding.verdict == "revoked":
-        where = f"{finding.entries[0].path} line {finding.entries[0].line}"
-        return HostKeyError(
-            f"{endpoint.label}: the host key of {host_name} is marked as revoked in {where}: {shown}",
-            remedy="do not use this device until its host key has been replaced",
-        )
-    on_record = "; ".join(
-        f"{entry.key_type} {format_fingerprint(entry.key)} ({entry.path} line {entry.line})"
-        for entry in finding.entries
-    )
-    files = sorted({entry.path for entry in finding.entries})
-    commands = " && ".join(f"ssh-keygen -R '{host_name}' -f '{path}'" for path in files)
-    return HostKeyError(
-        f"{endpoint.label}: {host_name} shows another host key than before. Shown: {shown}. On record: {on_record}",
-        remedy=f"someone may be listening in, or the device was installed anew. Only if you know that it was: "
-        f"`{commands}`, then `edgeawq device add {endpoint.label} {endpoint.address}`",
-    )
+    raise explain_unknown_key(endpoint, host_name, question.key_type, question.fingerprint)

@@ -9,6 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import paramiko
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    SSHCertificate,
+    load_ssh_public_identity,
+)
 from paramiko.pkey import UnknownKeyType
 
 from edgeawq.deploy.ssh_config import DEFAULT_IDENTITIES, Endpoint
@@ -17,6 +24,7 @@ from edgeawq.errors import AuthenticationError
 
 # sshd's MaxAuthTries is 6: an agent full of keys must not use all of them up before the password.
 MAX_AGENT_KEYS = 4
+MAX_CERTIFICATE_BYTES = 1 << 20
 PASSWORD_ATTEMPTS = 3
 
 
@@ -73,7 +81,7 @@ def _candidate_keys(endpoint: Endpoint, ask: AskSecret, tried: list[str]) -> Ite
         if not path.exists():
             tried.append(f"key {path}, which does not exist")
             continue
-        yield f"key {path}", load_key(path, ask)
+        yield from _with_certificates(path, load_key(path, ask), endpoint.certificate_files)
     if not endpoint.identities_only:
         agent = paramiko.Agent()
         try:
@@ -85,7 +93,34 @@ def _candidate_keys(endpoint: Endpoint, ask: AskSecret, tried: list[str]) -> Ite
     if not endpoint.identity_files:
         for path in (Path(name).expanduser() for name in DEFAULT_IDENTITIES):
             if path.exists():
-                yield f"key {path}", load_key(path, ask)
+                yield from _with_certificates(path, load_key(path, ask), endpoint.certificate_files)
+
+
+def _with_certificates(
+    path: Path, key: paramiko.PKey, certificate_files: tuple[Path, ...]
+) -> Iterator[tuple[str, paramiko.PKey]]:
+    """Yield `key` with each certificate that is about it, then the key alone: a certificate may have run out."""
+    own = path.with_name(f"{path.name}-cert.pub")
+    for certificate in dict.fromkeys((own, *certificate_files)):
+        if certificate.exists() and _read_certified_key(certificate) == key.get_base64():
+            key.public_blob = None
+            key.load_certificate(str(certificate))
+            yield f"key {path} with certificate {certificate}", key
+    key.public_blob = None
+    yield f"key {path}", key
+
+
+def _read_certified_key(path: Path) -> str:
+    """Return the public key, in base64, that the certificate in `path` is about; "" when it is no certificate."""
+    try:
+        if path.stat().st_size > MAX_CERTIFICATE_BYTES:
+            return ""
+        identity = load_ssh_public_identity(path.read_bytes())
+    except (OSError, ValueError, UnsupportedAlgorithm):
+        return ""
+    if not isinstance(identity, SSHCertificate):
+        return ""
+    return identity.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode().split()[1]
 
 
 def _read_key(path: Path, passphrase: str | None) -> paramiko.PKey:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import glob
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +31,15 @@ class Endpoint:
     port: int
     user: str
     identity_files: tuple[Path, ...] = ()  # named by the user; tried before the agent and the default files
+    certificate_files: tuple[Path, ...] = ()  # beside those that lie next to their key
     identities_only: bool = False
     known_hosts_files: tuple[Path, ...] = ()  # the first one is where new keys are recorded
     host_key_alias: str = ""
     hash_known_hosts: bool = False
     connect_timeout_s: float = 15.0
     jumps: tuple[Endpoint, ...] = ()  # to be passed through, in this order
+    proxy_command: str = ""  # a shell command whose input and output are the connection
+    ciphers: tuple[str, ...] = ()  # in this order, the best first; empty: what is fastest with AES instructions
 
     @property
     def address(self) -> str:
@@ -51,7 +55,7 @@ def resolve_endpoint(device: Device, config_paths: tuple[Path, ...] | None = Non
     """
     if config_paths is None:
         config_paths = (Path("~/.ssh/config").expanduser(), Path("/etc/ssh/ssh_config"))
-    config = _load_config(config_paths)
+    config = _load_config(config_paths, _write_overrides(device))
     return _resolve(config, device.host, device, label=device.name, depth=0)
 
 
@@ -96,23 +100,24 @@ def _resolve(config: Any, alias: str, device: Device | None, label: str, depth: 
     else:
         user_files = tuple(str(values.get("userknownhostsfile") or " ".join(DEFAULT_KNOWN_HOSTS)).split())
     global_files = tuple(str(values.get("globalknownhostsfile") or " ".join(GLOBAL_KNOWN_HOSTS)).split())
-    if values.get("proxycommand") and not values.get("proxyjump"):
-        raise UsageError(
-            f"the SSH configuration of {alias!r} has a ProxyCommand, which is not supported",
-            remedy="use ProxyJump instead",
-        )
+    jumps = str(values.get("proxyjump") or "")
+    jumps = "" if jumps.lower() == "none" else jumps
     return Endpoint(
         label=label,
         host=host,
         port=port,
         user=user,
         identity_files=tuple(Path(path).expanduser() for path in identities),
+        certificate_files=tuple(Path(name).expanduser() for name in _as_list(values.get("certificatefile"))),
         identities_only=_is_yes(values.get("identitiesonly")),
         known_hosts_files=tuple(Path(path).expanduser() for path in (*user_files, *global_files) if path != "none"),
         host_key_alias=str(values.get("hostkeyalias") or ""),
         hash_known_hosts=_is_yes(values.get("hashknownhosts")),
         connect_timeout_s=_to_timeout(values.get("connecttimeout"), alias),
-        jumps=_resolve_jumps(config, str(values.get("proxyjump") or ""), depth),
+        jumps=_resolve_jumps(config, jumps, depth),
+        # As in ssh, a jump host counts and not the command, where both are set.
+        proxy_command="" if jumps else str(values.get("proxycommand") or ""),
+        ciphers=tuple(device.cipher.split(",")) if device and device.cipher else (),
     )
 
 
@@ -132,11 +137,24 @@ def _resolve_jumps(config: Any, text: str, depth: int) -> tuple[Endpoint, ...]:
     return tuple(jumps)
 
 
-def _load_config(paths: tuple[Path, ...]) -> Any:
+def _write_overrides(device: Device) -> str:
+    """Return what the inventory sets as configuration in front of the user's: %p and %r must stand for these values.
+
+    ProxyCommand alone has such marks that matter here; the rest of the inventory is applied afterwards.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]+", device.host) or not re.fullmatch(r"[A-Za-z0-9._@\\-]*", device.user):
+        return ""
+    lines = [f"Host {device.host}"]
+    lines += [f"  Port {device.port}"] if device.port else []
+    lines += [f"  User {device.user}"] if device.user else []
+    return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _load_config(paths: tuple[Path, ...], overrides: str) -> Any:
     import paramiko
 
     # "Host *" ends the last block of one file before the next begins.
-    text = "\nHost *\n".join(_read_config(path, 0) for path in paths)
+    text = "\nHost *\n".join([overrides, *(_read_config(path, 0) for path in paths)])
     config = paramiko.SSHConfig()
     try:
         config.parse(io.StringIO(text))
@@ -203,6 +221,12 @@ def _to_timeout(value: object, alias: str) -> float:
     if not 0 < seconds <= 3600:
         raise UsageError(f"ConnectTimeout {value!r} of {alias!r} is not a number of seconds between 1 and 3600")
     return seconds
+
+
+def _as_list(value: object) -> list[str]:
+    if value is None:
+        return []
+    return [str(entry) for entry in value] if isinstance(value, list) else [str(value)]
 
 
 def _is_yes(value: object) -> bool:

@@ -9,7 +9,8 @@ import paramiko
 from paramiko.ssh_exception import IncompatiblePeer
 
 from edgeawq.deploy.ssh_config import Endpoint
-from edgeawq.errors import AuthenticationError, DeployError, EdgeawqError, UnreachableError
+from edgeawq.deploy.ssh_known_hosts import HostKeyFinding, format_fingerprint
+from edgeawq.errors import AuthenticationError, DeployError, EdgeawqError, HostKeyError, UnreachableError
 
 # Everything that connecting and talking may raise, apart from our own errors.
 CONNECTION_FAILURES = (OSError, EOFError, paramiko.SSHException)
@@ -91,4 +92,45 @@ def explain_lost_connection(error: BaseException, address: str) -> DeployError:
     return TransferError(
         f"the connection to {address} was lost: {error or type(error).__name__}",
         remedy="run the command again: what has arrived is kept, and the running release is as it was",
+    )
+
+
+def explain_unknown_key(endpoint: Endpoint, host_name: str, key_type: str, fingerprint: str) -> HostKeyError:
+    """Return the error to raise for a host key that is not on record and was not accepted."""
+    return HostKeyError(
+        f"{endpoint.label}: the host key of {host_name} is not known: {key_type} {fingerprint}",
+        remedy=f"compare it with `ssh-keygen -lf /etc/ssh/ssh_host_*_key.pub` on the device, then accept it with "
+        f"`edgeawq device add {endpoint.label} {endpoint.address}`",
+    )
+
+
+def explain_host_certificate(endpoint: Endpoint, host_name: str, finding: HostKeyFinding) -> HostKeyError:
+    """Return the error to raise for a host that is known by its certificate only, which paramiko cannot check."""
+    where = f"{finding.entries[0].path} line {finding.entries[0].line}"
+    return HostKeyError(
+        f"{endpoint.label}: {host_name} is known by a certificate authority only ({where}), and the built-in SSH "
+        f"transport cannot check host certificates",
+        remedy='set transport = "openssh" for this device in the inventory (`edgeawq device add --transport openssh`), '
+        "which uses the system's ssh",
+    )
+
+
+def explain_wrong_key(endpoint: Endpoint, host_name: str, shown: str, finding: HostKeyFinding) -> HostKeyError:
+    """Return the error to raise for a host key that is revoked or differs; `shown` is its type and fingerprint."""
+    if finding.verdict == "revoked":
+        where = f" in {finding.entries[0].path} line {finding.entries[0].line}" if finding.entries else ""
+        return HostKeyError(
+            f"{endpoint.label}: the host key of {host_name} is marked as revoked{where}: {shown}",
+            remedy="do not use this device until its host key has been replaced",
+        )
+    on_record = "; ".join(
+        f"{entry.key_type} {format_fingerprint(entry.key)} ({entry.path} line {entry.line})"
+        for entry in finding.entries
+    )
+    files = sorted({entry.path for entry in finding.entries})
+    commands = " && ".join(f"ssh-keygen -R '{host_name}' -f '{path}'" for path in files)
+    return HostKeyError(
+        f"{endpoint.label}: {host_name} shows another host key than before. Shown: {shown}. On record: {on_record}",
+        remedy=f"someone may be listening in, or the device was installed anew. Only if you know that it was: "
+        f"`{commands}`, then `edgeawq device add {endpoint.label} {endpoint.address}`",
     )

@@ -101,6 +101,7 @@ def parse_known_hosts(text: str, path: str) -> list[KnownHost]:
 def judge_host_key(entries: Sequence[KnownHost], host_name: str, key: bytes) -> HostKeyFinding:
     """Compare the key that `host_name` has shown with what is on record for it.
 
+    The entries of an "unknown" host are the authorities that would have to sign its certificate.
     A host that is on record only with keys of other types has "changed": `preferred_key_types` asks a
     server for a type on record, so an honest one has no reason to show another.
     """
@@ -112,7 +113,9 @@ def judge_host_key(entries: Sequence[KnownHost], host_name: str, key: bytes) -> 
     same = [entry for entry in plain if entry.key == key]
     if same:
         return HostKeyFinding("known", tuple(same))
-    return HostKeyFinding("changed", tuple(plain)) if plain else HostKeyFinding("unknown")
+    if plain:
+        return HostKeyFinding("changed", tuple(plain))
+    return HostKeyFinding("unknown", tuple(entry for entry in about if entry.marker == "@cert-authority"))
 
 
 def preferred_key_types(entries: Sequence[KnownHost], host_name: str) -> list[str]:
@@ -127,9 +130,14 @@ def preferred_key_types(entries: Sequence[KnownHost], host_name: str) -> list[st
 
 
 def record_host_key(path: Path, host_name: str, key_type: str, key: bytes, *, hash_name: bool = False) -> None:
-    """Append one line to a known_hosts file (made with mode 600 if needed), as ssh does, and fsync it."""
+    """Append a host key to a known_hosts file, as ssh does."""
     name = hash_host_name(host_name, os.urandom(20)) if hash_name else host_name
-    line = f"{name} {key_type} {base64.b64encode(key).decode()}\n"
+    append_known_host(path, f"{name} {key_type} {base64.b64encode(key).decode()}")
+
+
+def append_known_host(path: Path, line: str) -> None:
+    """Append one line, given without its end, to a known_hosts file (made with mode 600 if needed), and fsync it."""
+    line += "\n"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "rb+") as stream:

@@ -8,14 +8,21 @@ import os
 
 def ask_at_terminal(question: str) -> str | None:
     """Ask at the controlling terminal, not on standard input, which may be a pipe; None when there is none."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
+    if not has_terminal():
         return None
     try:
         return getpass.getpass(question)
     except EOFError:
         return None
+
+
+def has_terminal() -> bool:
+    """True when this process has a controlling terminal to ask at."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 class RememberedAnswers:

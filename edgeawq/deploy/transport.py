@@ -12,6 +12,7 @@ from edgeawq.errors import TransferError
 
 MAX_OUTPUT_BYTES = 4 << 20
 STALL_TIMEOUT_S = 60.0
+DEAD_PEER_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,18 @@ class BundleText:
     stop_token_ids: frozenset[int]
 
 
-def open_bundle_text(folder: Path) -> BundleText:
-    """Read the text side of the bundle in `folder`; BundleError when a file is missing, too large or malformed."""
+def open_bundle_text(folder: Path, *, vocabulary_folder: Path | None = None) -> BundleText:
+    """Read the text side of the bundle in `folder`; BundleError when a file is missing, too large or malformed.
+
+    `vocabulary_folder` keeps what makes the next start quick.
+    """
     manifest = read_manifest(folder)
     defaults = _read_generation(folder, manifest)
     bos_token, eos_token = _read_text(defaults, "bos_token"), _read_text(defaults, "eos_token")
     tokenizer = Tokenizer.from_json(
         _read_file(folder, manifest, "tokenizer", MAX_TOKENIZER_BYTES),
         add_bos_token=bos_token if defaults.get("add_bos_token") and bos_token else None,
+        vocabulary_folder=vocabulary_folder,
     )
     has_template = manifest.file("chat_template") is not None
     source = _read_file(folder, manifest, "chat_template", MAX_SMALL_FILE_BYTES) if has_template else None

@@ -9,6 +9,15 @@ from pathlib import Path
 from cpu_kernels.cpu_flags import PREFERENCE, REQUIRED_CPU_FLAGS
 from edgeawq.errors import KernelError
 
+# The device profile to pack with for an instruction set, to name in a remedy.
+PROFILES = {
+    "avx512vnni": "laptop-avx512",
+    "avxvnni": "laptop-avx2",
+    "avx2": "laptop-avx2",
+    "neon_dotprod": "pi5",
+    "neon": "pi4",
+}
+
 
 def read_cpu_flags(cpuinfo: str) -> frozenset[str]:
     """The names after "flags" (x86) or "Features" (Arm) of the first processor in a /proc/cpuinfo text."""
@@ -36,7 +45,7 @@ def missing_flags(isa: str, flags: frozenset[str]) -> tuple[str, ...]:
 
 def runnable_isas() -> tuple[str, ...]:
     """Instruction sets that this CPU can run, best first."""
-    flags = own_cpu_flags()
+    flags = own_cpu_flags()  # x86 and Arm have no flag in common that an instruction set asks for
     return tuple(isa for isa in PREFERENCE if not missing_flags(isa, flags))
 
 

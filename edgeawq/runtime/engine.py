@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
 from edgeawq.runtime.bundle_text import open_bundle_text
+from edgeawq.runtime.cache_folder import find_cache_folder
 from edgeawq.runtime.chat_template import ChatTemplate
 from edgeawq.runtime.generate import DecoderLike
+from edgeawq.runtime.native import NativeKernel
 from edgeawq.runtime.sampler import SamplerSettings
 from edgeawq.runtime.tokenizer import Tokenizer
+from packager.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, open_bundle_file
 
 Activations = Literal["int8", "float"]
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Everything a conversation needs; closes its decoder at the end of a `with` block."""
+    """Everything a conversation needs; closes its decoder at the end of a `with` block.
+
+    Then, with the answer given, it also keeps what makes the next start quick.
+    """
 
     decoder: DecoderLike
     tokenizer: Tokenizer
@@ -27,6 +34,7 @@ class Engine:
     stop_token_ids: frozenset[int]
     model_name: str
     device_name: str
+    bundle_hash: str = ""  # SHA-256 of the manifest, which names every file of the bundle; saved caches belong to it
     details: tuple[tuple[str, str], ...] = ()  # (name, value) of what else /stats shows
 
     def __enter__(self) -> Engine:
@@ -36,16 +44,34 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.decoder.close()
+        if kind is None:
+            self.tokenizer.prepare_next_start()
 
 
 def open_engine(
-    bundle: Path, *, n_threads: int = 0, context_length: int | None = None, activations: Activations = "int8"
+    bundle: Path,
+    *,
+    n_threads: int = 0,
+    context_length: int | None = None,
+    activations: Activations = "int8",
+    kernel: NativeKernel | None = None,
+    kv_bits: int = 0,
 ) -> Engine:
-    """Open the bundle in a folder; n_threads 0 lets the decoder choose, context_length None takes the model's own."""
+    """Open the bundle in a folder.
+
+    n_threads 0 lets the decoder choose, context_length None takes the model's own, kernel None the bundle's best one.
+    """
     from edgeawq.runtime.decoder import Decoder
 
-    text = open_bundle_text(bundle)
-    decoder = Decoder.open(bundle, n_threads=n_threads, context_length=context_length, activations=activations)
+    text = open_bundle_text(bundle, vocabulary_folder=find_cache_folder() / "tokenizers")
+    decoder = Decoder.open(
+        bundle,
+        n_threads=n_threads,
+        context_length=context_length,
+        activations=activations,
+        kernel=kernel,
+        kv_bits=kv_bits,
+    )
     return Engine(
         decoder=decoder,
         tokenizer=text.tokenizer,
@@ -54,9 +80,17 @@ def open_engine(
         stop_token_ids=text.stop_token_ids,
         model_name=text.model_name,
         device_name=text.device_name,
+        bundle_hash=hash_bundle(bundle),
         details=(
             ("kernels", decoder.isa),
             ("activations", decoder.activations),
             ("threads", str(decoder.n_threads)),
+            ("KV cache", f"{decoder.kv_bits} bits"),
         ),
     )
+
+
+def hash_bundle(folder: Path) -> str:
+    """The identity of a bundle: SHA-256 of its manifest, which holds the hashes of all its files."""
+    with open_bundle_file(folder, MANIFEST_NAME) as file:
+        return hashlib.sha256(file.read(MAX_MANIFEST_BYTES)).hexdigest()

@@ -8,10 +8,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgeawq.errors import KernelError
-from edgeawq.runtime.cpu import machine, missing_flags, own_cpu_flags
+from edgeawq.runtime.cpu import PROFILES, machine, missing_flags, own_cpu_flags, runnable_isas
 from packager.manifest import KernelEntry
 
 Function = Callable[..., None]
+
+
+@dataclass(frozen=True)
+class NativeKernel:
+    """An object that was built for this machine, to be used instead of a bundle's own."""
+
+    isa: str
+    native: bytes
 
 
 @dataclass
@@ -79,7 +87,9 @@ def choose_kernel(kernels: tuple[KernelEntry, ...]) -> KernelEntry:
         if not missing:
             return kernel
         lacking.append(f"{kernel.isa}: this CPU lacks {', '.join(missing)}")
+    profile = next((PROFILES[isa] for isa in runnable_isas() if isa in PROFILES), "host")
     raise KernelError(
         f"no kernel of this bundle runs on this {machine()} CPU ({'; '.join(lacking)})",
-        remedy="pack for this machine: `edgeawq pack CHECKPOINT --device host -o BUNDLE`, or push to it",
+        remedy=f"pack for this CPU: `edgeawq pack CHECKPOINT --device {profile} -o BUNDLE`; "
+        "or --jit builds kernels here, where numba is installed",
     )

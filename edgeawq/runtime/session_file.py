@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from edgeawq.errors import UsageError
 from edgeawq.runtime.chat_template import Message
+from edgeawq.runtime.whole_file import describe_os_error, write_whole
 
 FORMAT = "edgeawq-chat"
 FORMAT_VERSION = 1
@@ -30,32 +28,20 @@ class SavedChat:
 
 def write_chat(path: Path, chat: SavedChat) -> None:
     """Write `chat` to `path`; the file appears whole or not at all, and only its owner can read it."""
-    document = {
+    # Text typed at a terminal may hold bytes that are no Unicode; "replace" keeps the file valid UTF-8.
+    data = (json.dumps(to_document(chat), ensure_ascii=False, indent=1) + "\n").encode("utf-8", errors="replace")
+    write_whole(path.expanduser(), lambda file: _write(file, data))
+
+
+def to_document(chat: SavedChat) -> dict[str, Any]:
+    """The conversation as JSON values."""
+    return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "model": chat.model,
         "system": chat.system,
         "messages": [{"role": message.role, "content": message.content} for message in chat.messages],
     }
-    path = path.expanduser()
-    # Text typed at a terminal may hold bytes that are no Unicode; "replace" keeps the file valid UTF-8.
-    data = (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode("utf-8", errors="replace")
-    if path.is_dir():
-        raise UsageError(f"cannot save to {path}: it is a folder", remedy="give a file name")
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot save to {path}: {_describe(error)}", remedy="give another file name") from error
 
 
 def read_chat(path: Path) -> SavedChat:
@@ -67,13 +53,18 @@ def read_chat(path: Path) -> SavedChat:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {_describe(error)}", remedy="give another file name") from error
+        raise UsageError(f"cannot read {path}: {describe_os_error(error)}", remedy="give another file name") from error
     if len(data) > MAX_BYTES:
         raise _refuse(path, f"is larger than the limit of {MAX_BYTES} bytes")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise _refuse(path, f"is not JSON ({str(error)[:100]})") from error
+    return from_document(path, document)
+
+
+def from_document(path: Path, document: Any) -> SavedChat:
+    """Check what `to_document` has made; UsageError that names `path` when it is something else."""
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise _refuse(path, "is no saved conversation")
     if document.get("format_version") != FORMAT_VERSION:
@@ -82,6 +73,10 @@ def read_chat(path: Path) -> SavedChat:
     if not isinstance(model, str) or not (system is None or isinstance(system, str)):
         raise _refuse(path, "has a model or a system prompt that is no text")
     return SavedChat(model, system, _read_messages(path, document.get("messages")))
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
 
 
 def _read_messages(path: Path, value: Any) -> tuple[Message, ...]:
@@ -96,10 +91,6 @@ def _read_messages(path: Path, value: Any) -> tuple[Message, ...]:
     if len(messages) % 2:
         raise _refuse(path, "ends with a question that has no answer")
     return tuple(messages)
-
-
-def _describe(error: OSError | ValueError) -> str:
-    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def _refuse(path: Path, what: str) -> UsageError:

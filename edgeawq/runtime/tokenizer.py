@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,19 +28,37 @@ class _DecoderKind:
 class Tokenizer:
     """A loaded tokenizer.json. Text is encoded without hidden additions; a chat template writes its own specials."""
 
-    def __init__(self, backend: Any, *, add_bos_token_id: int | None = None) -> None:
+    def __init__(
+        self,
+        backend: Any,
+        *,
+        add_bos_token_id: int | None = None,
+        keep_vocabulary: Callable[[], bool] | None = None,
+    ) -> None:
         self._backend = backend
+        self._keep_vocabulary = keep_vocabulary
         self._add_bos_token_id = add_bos_token_id
         self._kind = _read_decoder_kind(backend)
         self._special_ids = frozenset(id_ for id_, token in backend.get_added_tokens_decoder().items() if token.special)
 
     @classmethod
-    def from_json(cls, text: str, *, add_bos_token: str | None = None) -> Tokenizer:
-        """Load the text of a tokenizer.json; `add_bos_token` is put before plain text (not before a chat)."""
-        from tokenizers import Tokenizer as Backend
+    def from_json(
+        cls, text: str, *, add_bos_token: str | None = None, vocabulary_folder: Path | None = None
+    ) -> Tokenizer:
+        """Load the text of a tokenizer.json; `add_bos_token` is put before plain text (not before a chat).
 
+        `vocabulary_folder` keeps what makes the next start quick (`edgeawq.runtime.quick_tokenizer`).
+        """
+        keep_vocabulary = None
         try:
-            backend = Backend.from_str(text)
+            if vocabulary_folder is not None:
+                from edgeawq.runtime.quick_tokenizer import open_quick_backend
+
+                backend, keep_vocabulary = open_quick_backend(text, vocabulary_folder)
+            else:
+                from tokenizers import Tokenizer as Backend
+
+                backend = Backend.from_str(text)
         except Exception as error:  # the library raises bare Exception for everything
             raise BundleError(
                 f"the tokenizer does not load: {error}",
@@ -54,7 +72,7 @@ class Tokenizer:
                     f"the tokenizer has no token {add_bos_token!r}, which should begin every text",
                     remedy="pack the bundle again from a complete model folder",
                 )
-        return cls(backend, add_bos_token_id=bos_id)
+        return cls(backend, add_bos_token_id=bos_id, keep_vocabulary=keep_vocabulary)
 
     @classmethod
     def from_file(cls, path: Path, *, add_bos_token: str | None = None) -> Tokenizer:
@@ -70,6 +88,12 @@ class Tokenizer:
         except (OSError, UnicodeDecodeError) as error:
             raise BundleError(f"cannot read the tokenizer {path}: {error}", remedy="pack the bundle again") from error
         return cls.from_json(text, add_bos_token=add_bos_token)
+
+    def prepare_next_start(self) -> None:
+        """Keep what makes the next start quick, once; takes a fraction of a second, so nobody should be waiting."""
+        keep, self._keep_vocabulary = self._keep_vocabulary, None
+        if keep is not None:
+            keep()
 
     @property
     def vocab_size(self) -> int:

@@ -12,6 +12,7 @@ from types import FrameType
 
 from edgeawq.errors import ContextFullError, EdgeawqError
 from edgeawq.runtime.generate import FinishReason
+from edgeawq.runtime.session import ChatSession
 
 
 @dataclass
@@ -63,8 +64,13 @@ def quiet_terminal() -> Iterator[None]:
         termios.tcsetattr(descriptor, termios.TCSANOW, before)
 
 
-def describe_end(finish_reason: FinishReason | None, *, used: int, total: int) -> str:
-    """The note under an answer that did not end by itself; "" for one that did."""
+def describe_end(finish_reason: FinishReason | None, *, used: int, total: int, shifts: int = 0) -> str:
+    """The note under an answer that did not end by itself, or for which old text was dropped; "" for any other."""
+    dropped = "The context was full: the oldest part of the conversation was dropped." if shifts else ""
+    return " ".join(filter(None, [_describe_reason(finish_reason, used, total), dropped]))
+
+
+def _describe_reason(finish_reason: FinishReason | None, used: int, total: int) -> str:
     if finish_reason == "cancelled":
         return "(stopped)"
     if finish_reason == "length":
@@ -72,6 +78,12 @@ def describe_end(finish_reason: FinishReason | None, *, used: int, total: int) -
     if finish_reason == "context":
         return f"The context is full ({used} of {total} tokens). /reset starts afresh."
     return ""
+
+
+def describe_last(session: ChatSession, finish_reason: FinishReason | None) -> str:
+    """`describe_end` of the newest answer of a session."""
+    shifts = session.last_stats.shifts if session.last_stats else 0
+    return describe_end(finish_reason, used=session.context_used, total=session.context_length, shifts=shifts)
 
 
 def describe_error(error: EdgeawqError) -> str:

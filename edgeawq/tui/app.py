@@ -13,7 +13,7 @@ from edgeawq.errors import EdgeawqError
 from edgeawq.runtime.generate import FinishReason
 from edgeawq.runtime.sampler import Sampler
 from edgeawq.runtime.session import ChatSession
-from edgeawq.tui.answer import StopRequest, catch_interrupt, describe_end, describe_error, quiet_terminal
+from edgeawq.tui.answer import StopRequest, catch_interrupt, describe_error, describe_last, quiet_terminal
 from edgeawq.tui.commands import parse_command, run_command, unescape_message
 from edgeawq.tui.history import find_history_file, open_history
 from edgeawq.tui.live_region import LiveRegion, crop_row
@@ -71,7 +71,7 @@ class ChatApp:
         with catch_interrupt() as cancelled, quiet_terminal():
             try:
                 reason = self._stream_answer(question, stream, region, cancelled)
-                problem = describe_end(reason, used=self._session.context_used, total=self._session.context_length)
+                problem = describe_last(self._session, reason)
             except EdgeawqError as error:
                 problem = describe_error(error)
             finally:

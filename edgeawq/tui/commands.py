@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeawq.errors import EdgeawqError
-from edgeawq.runtime.session import ChatSession
+from edgeawq.runtime.session import ChatSession, LoadedChat
 from edgeawq.tui.status import describe_stats
 
 _COMMAND = re.compile(r"/([A-Za-z?]*)(?:\s+(.*))?$", re.DOTALL)
@@ -69,8 +69,11 @@ def list_commands() -> Mapping[str, Command]:
         Command("help", "", "show this list", _show_help),
         Command("reset", "", "forget the conversation, keep the system prompt", _reset),
         Command("system", "TEXT", "set the system prompt; without TEXT show it, with - remove it", _set_system),
-        Command("save", "FILE", "save the conversation", _save),
+        Command("save", "FILE", "save the conversation; NAME.json takes the messages alone", _save),
         Command("load", "FILE", "go on with a saved conversation", _load),
+        Command(
+            "speculate", "on|off", "draft answers from repeated text; without an argument say if it is on", _speculate
+        ),
         Command("stats", "", "speed, context and memory", _show_stats),
         Command("quit", "", "end the chat", lambda session, argument: Outcome(quits=True)),
     )
@@ -78,13 +81,13 @@ def list_commands() -> Mapping[str, Command]:
 
 
 def _show_help(session: ChatSession, argument: str) -> Outcome:
-    rows = [f"/{command.name} {command.argument}".ljust(14) + command.summary for command in list_commands().values()]
+    rows = [f"/{command.name} {command.argument}".ljust(20) + command.summary for command in list_commands().values()]
     keys = (
-        "Enter".ljust(14) + "send",
-        "Alt-Enter".ljust(14) + "new line (or Ctrl-J, or \\ at the end of the line)",
-        "Ctrl-C".ljust(14) + "stop the answer; twice at an empty prompt: quit",
-        "Ctrl-D".ljust(14) + "quit",
-        "Ctrl-R, ↑".ljust(14) + "earlier messages",
+        "Enter".ljust(20) + "send",
+        "Alt-Enter".ljust(20) + "new line (or Ctrl-J, or \\ at the end of the line)",
+        "Ctrl-C".ljust(20) + "stop the answer; twice at an empty prompt: quit",
+        "Ctrl-D".ljust(20) + "quit",
+        "Ctrl-R, ↑".ljust(20) + "earlier messages",
     )
     return Outcome("\n".join([*rows, "", *keys]))
 
@@ -105,21 +108,38 @@ def _set_system(session: ChatSession, argument: str) -> Outcome:
 
 def _save(session: ChatSession, argument: str) -> Outcome:
     if not argument:
-        return Outcome("/save needs a file name, such as /save chat.json", is_error=True)
+        return Outcome("/save needs a file name, such as /save chat or /save chat.json", is_error=True)
     if not session.messages:
         return Outcome("There is nothing to save yet.", is_error=True)
-    session.save(Path(argument))
-    return Outcome(f"Saved {len(session.messages)} messages to {argument}")
+    path = Path(argument)
+    session.save(path)
+    what = "" if path.suffix == ".json" else f" and the KV cache of {session.context_used} tokens"
+    return Outcome(f"Saved {len(session.messages)} messages{what} to {argument}")
 
 
 def _load(session: ChatSession, argument: str) -> Outcome:
     if not argument:
-        return Outcome("/load needs a file name, such as /load chat.json", is_error=True)
-    saved = session.load(Path(argument))
-    lines = [f"Loaded {len(saved.messages)} messages from {argument}"]
-    if saved.model != session.engine.model_name:
-        lines.append(f"They were written with another model, {saved.model}.")
-    return Outcome("\n".join(lines))
+        return Outcome("/load needs a file name, such as /load chat or /load chat.json", is_error=True)
+    return Outcome(describe_loaded(session, session.load(Path(argument)), argument))
+
+
+def describe_loaded(session: ChatSession, loaded: LoadedChat, name: str) -> str:
+    """What came back from a file, in lines."""
+    what = f" and {loaded.n_cached} tokens of KV cache" if loaded.n_cached else ""
+    lines = [f"Loaded {len(loaded.chat.messages)} messages{what} from {name}"]
+    if loaded.chat.model != session.engine.model_name:
+        lines.append(f"They were written with another model, {loaded.chat.model}.")
+    if loaded.note:
+        lines.append(f"Note: {loaded.note}.")
+    return "\n".join(lines)
+
+
+def _speculate(session: ChatSession, argument: str) -> Outcome:
+    if argument not in ("", "on", "off"):
+        return Outcome(f"/speculate takes on or off, not {argument}", is_error=True)
+    if argument:
+        session.speculates = argument == "on"
+    return Outcome(f"Speculation is {'on' if session.speculates else 'off'}.")
 
 
 def _show_stats(session: ChatSession, argument: str) -> Outcome:

@@ -10,7 +10,7 @@ from edgeawq.errors import EdgeawqError, UsageError
 from edgeawq.runtime.generate import FinishReason
 from edgeawq.runtime.sampler import Sampler
 from edgeawq.runtime.session import ChatSession
-from edgeawq.tui.answer import catch_interrupt, describe_end, describe_error
+from edgeawq.tui.answer import catch_interrupt, describe_error, describe_last
 from edgeawq.tui.commands import parse_command, run_command, unescape_message
 from edgeawq.tui.safe_text import strip_controls
 
@@ -54,7 +54,7 @@ def run_plain_chat(session: ChatSession, sampler: Sampler, *, max_new_tokens: in
         except EdgeawqError as error:
             print(describe_error(error), file=sys.stderr, flush=True)
             continue
-        note = describe_end(reason, used=session.context_used, total=session.context_length)
+        note = describe_last(session, reason)
         if note:
             print(note, file=sys.stderr, flush=True)
     return 0

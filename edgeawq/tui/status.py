@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeawq.runtime.session import ChatSession
+from edgeawq.runtime.stats import GenerationStats
 
 
 def describe_status(session: ChatSession, n_columns: int) -> str:
@@ -54,7 +55,25 @@ def describe_stats(session: ChatSession) -> list[tuple[str, str]]:
         ("prompt", f"{stats.prompt_tokens} tokens read, {stats.reused_tokens} kept from before"),
         ("prefill", f"{stats.prefill_tokens_per_s:.1f} tokens/s"),
         ("first token", f"{stats.time_to_first_token_s:.2f} s"),
+        ("when full", describe_shifts(session, stats)),
+        ("speculation", describe_speculation(stats, is_on=session.speculates)),
     ]
+
+
+def describe_shifts(session: ChatSession, stats: GenerationStats) -> str:
+    """What happens, and has happened, when the context is full."""
+    if session.on_full == "stop":
+        return "stop"
+    parts = [f"{session.n_dropped} messages dropped"] if session.n_dropped else []
+    parts += [f"{stats.shifts} shifts in the last answer"] if stats.shifts else []
+    return "; ".join(["shift", *parts])
+
+
+def describe_speculation(stats: GenerationStats, *, is_on: bool) -> str:
+    """How often drafts came true, in words."""
+    if not stats.drafted_tokens:
+        return "on, nothing was drafted" if is_on else "off"
+    return f"{stats.accepted_tokens} of {stats.drafted_tokens} drafted tokens accepted ({stats.acceptance:.0%})"
 
 
 def read_resident_bytes() -> int:

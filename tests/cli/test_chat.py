@@ -76,6 +76,8 @@ def test_a_device_gets_the_same_options(chat: Chat, monkeypatch: pytest.MonkeyPa
 def test_remote_arguments_are_understood_by_this_very_command() -> None:
     options: dict[str, Any] = {parameter.name or "": None for parameter in command.params}
     options.update(prompt="a 'quoted' \"one\"", temperature=0.25, context_length=1024, activations="float", seed=0)
+    options.update(session="a b", on_full="shift", speculate="ngram", cache_prompt=True, jit=True)
+    options.update(threads="auto", cpu_affinity="0-3")
     context = command.make_context("chat", ["target", *build_remote_arguments(options)])
     assert {**options, "target": "target"} == context.params
 
@@ -104,3 +106,23 @@ def test_a_folder_without_a_manifest_says_so(chat: Chat, tmp_path: Path) -> None
     (tmp_path / "weights").mkdir()
     with pytest.raises(UsageError, match=r"no manifest\.json"):
         find_bundle("weights")
+
+
+def test_a_session_goes_on_in_the_next_chat(chat: Chat, tmp_path: Path) -> None:
+    arguments = ["small.edgeawq", "--session", "talk"]
+    assert chat(*arguments, "--prompt", "one").stdout == "You said: one\n"
+    result = chat(*arguments, input="two\n")
+    assert result.stdout == "You said: two\n" and "Loaded 2 messages" in result.stderr
+    assert "Loaded 4 messages" in chat(*arguments, "--prompt", "three").stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"edgeawq.toml", "small.edgeawq", "talk"}
+
+
+def test_the_system_prompt_on_the_command_line_wins(chat: Chat) -> None:
+    from edgeawq.runtime.session_file import read_chat
+
+    chat("small.edgeawq", "--session", "talk.json", "--prompt", "one", "--system", "Be brief.")
+    assert read_chat(Path("talk.json")).system == "Be brief."
+    chat("small.edgeawq", "--session", "talk.json", "--prompt", "two")
+    assert read_chat(Path("talk.json")).system == "Be brief."
+    chat("small.edgeawq", "--session", "talk.json", "--prompt", "three", "--system", "Be kind.")
+    assert read_chat(Path("talk.json")).system == "Be kind."

@@ -232,3 +232,18 @@ def test_help_has_an_example(run: Any) -> None:
     assert code == 0
     assert "Example:" in out
     assert "--list-devices" in out
+
+
+def test_leftovers_of_a_killed_pack_are_swept(tmp_path: Path) -> None:
+    from edgeawq.cli.pipeline_pack import GOLDEN_PREFIX, sweep_leftovers
+
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    stale = tmp_path / f"{GOLDEN_PREFIX}{dead.pid}-x1"
+    (stale / "host").mkdir(parents=True)
+    mine = tmp_path / f"{GOLDEN_PREFIX}{os.getpid()}-x2"
+    other = tmp_path / f"{GOLDEN_PREFIX}notes"
+    mine.mkdir()
+    other.mkdir()
+    sweep_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, other.name])

@@ -74,6 +74,64 @@ def test_stats_go_to_standard_error(run: Run) -> None:
     assert "tokens/s" in result.stderr and "first token after" in result.stderr
 
 
+@pytest.mark.parametrize("raw", [[], ["--raw"]])
+def test_speculation_gives_the_same_text_and_counts_its_drafts(run: Run, raw: list[str]) -> None:
+    text = "one two three one two three one two three"
+    if raw:
+        text = f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n"
+    prompt = ["--prompt", text, "--json", "--max-tokens", "30", *raw]
+    plain, fast = (json.loads(run(*prompt, "--speculate", kind).stdout) for kind in ("off", "ngram"))
+    assert fast["tokens"] == plain["tokens"]
+    assert plain["drafted_tokens"] == plain["accepted_tokens"] == 0
+    assert fast["drafted_tokens"] >= fast["accepted_tokens"] > 0
+    stats = run(*prompt[:2], *raw, "--stats", "--speculate", "ngram").stderr
+    assert "drafted tokens accepted" in stats
+
+
+def test_a_session_goes_on_in_the_next_run(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "talk"
+    first = run("--prompt", "one", "--session", str(path), "--json")
+    assert json.loads(first.stdout)["reused_tokens"] == 0 and path.is_file()
+    second = run("--prompt", "two", "--session", str(path), "--json")
+    document = json.loads(second.stdout)
+    assert document["text"] == "You said: two"
+    assert document["reused_tokens"] > json.loads(first.stdout)["prompt_tokens"]
+    assert "Loaded 2 messages" in second.stderr
+    messages = tmp_path / "talk.json"
+    assert run("--prompt", "one", "--session", str(messages)).stdout == "You said: one\n"
+    assert json.loads(messages.read_text())["messages"][1]["content"] == "You said: one"
+
+
+def test_a_session_file_that_is_none_stays_as_it_is(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes")
+    result = run("--prompt", "one", "--session", str(path))
+    assert isinstance(result.exception, UsageError)
+    assert path.read_text() == "my notes"
+
+
+def test_a_kept_prompt_is_not_read_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEAWQ_CACHE", str(tmp_path / "cache"))
+    arguments = ["--prompt", "hi", "--json", "--system", "Be brief, be kind. " * 10]
+    assert json.loads(run(*arguments).stdout)["reused_tokens"] == 0
+    assert not (tmp_path / "cache").exists()
+    assert json.loads(run(*arguments, "--cache-prompt").stdout)["reused_tokens"] == 0
+    assert json.loads(run(*arguments, "--cache-prompt").stdout)["reused_tokens"] > 50
+
+
+def test_a_full_context_can_drop_the_oldest_part(run: Run) -> None:
+    arguments = ["--prompt", "a b c d e f g h", "--context-length", "44"]
+    result = run(*arguments, "--on-full", "shift", "--max-tokens", "60")
+    assert "oldest part of the text was dropped" in result.stderr
+    assert "is full" not in result.stderr
+
+
+@pytest.mark.parametrize("option", [["--system", "x"], ["--session", "x"], ["--cache-prompt"]])
+def test_plain_text_has_no_conversation(run: Run, option: list[str]) -> None:
+    result = run("--prompt", "hi", "--raw", *option)
+    assert isinstance(result.exception, UsageError) and option[0] in result.exception.what
+
+
 def test_limits(run: Run) -> None:
     assert json.loads(run("--prompt", "hi", "--json", "--max-tokens", "2").stdout)["finish_reason"] == "length"
     assert run("--prompt", "one STOP two", "--stop", "STOP").stdout == "You said: one \n"
@@ -95,9 +153,37 @@ def test_engine_options_arrive(run: Run, opened: list[dict[str, Any]], tmp_path:
     assert opened[1] == {"bundle": tmp_path, "n_threads": 0, "context_length": None, "activations": "int8"}
 
 
+def test_threads_that_were_measured_once_are_used_from_then_on(
+    run: Run, opened: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeawq.runtime import thread_choice
+
+    placed: list[frozenset[int]] = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3})
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cpus: placed.append(frozenset(cpus)))
+    monkeypatch.setenv("EDGEAWQ_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "manifest.json").write_text("{}")
+    speeds = {4: 50.0, 3: 80.0, 2: 81.0, 1: 40.0}
+    monkeypatch.setattr(
+        thread_choice, "measure_threads", lambda bundle, **options: thread_choice.ThreadChoice(2, speeds)
+    )
+    result = run("--prompt", "hi", "--threads", "auto")
+    assert "2 threads are fastest" in result.stderr and "4: 50.0" in result.stderr
+    run("--prompt", "hi")
+    run("--prompt", "hi", "--threads", "3")
+    run("--prompt", "hi", "--activations", "float")
+    assert [entry["n_threads"] for entry in opened] == [2, 2, 3, 0]
+    run("--prompt", "hi", "--cpu-affinity", "1-2,3")
+    assert frozenset({1, 2, 3}) in placed
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["--threads", "many"], "neither a number nor auto"),
+        (["--threads", "-1"], "neither a number nor auto"),
+        (["--cpu-affinity", "a"], "no list of CPUs"),
+        (["--cpu-affinity", "4095"], "may not use CPU 4095"),
         (["--temperature", "-1"], "temperature is -1"),
         (["--top-p", "2"], "top_p is 2"),
         (["--max-tokens", "0"], "0 tokens"),

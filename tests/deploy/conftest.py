@@ -19,8 +19,11 @@ def isolated_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     home = tmp_path_factory.mktemp("host-home")
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / ".state"))
     monkeypatch.setenv("EDGEAWQ_CACHE", str(home / "cache"))
     for name in ("SSH_AUTH_SOCK", "EDGEAWQ_INVENTORY", "EDGEAWQ_SSH_PASSWORD", "EDGEAWQ_LOCAL_ROOT", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("EDGEAWQ_KEYS", "EDGEAWQ_KEY_PASSPHRASE"):
         monkeypatch.delenv(name, raising=False)
     return home
 

@@ -35,8 +35,29 @@ if command == "run":
         sys.exit("stub: illegal instruction")
     if behave == "loud":
         sys.stdout.write("x" * 3_000_000)
-    weights = open(os.path.join(bundle, "weights.bin"), "rb").read()
-    ok = behave in ("good", "loud") and sum(weights[:4096]) == golden["sum"]
+    if behave == "endless":
+        while True:
+            sys.stdout.write("x" * 100_000)
+    if behave == "closes":
+        os.close(1), os.close(2)
+        time.sleep(600)
+    if behave == "stops":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if behave == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behave == "silent":
+        sys.exit(0)
+    if behave == "lies":
+        print('{"ok": true}')
+        sys.exit(3)
+    if behave == "odd":
+        print('{"ok": "true"}')
+        sys.exit(0)
+    if behave == "leaves a child":
+        if os.fork() == 0:
+            time.sleep(600)
+    weights = open(os.path.join(bundle, "weights.bin"), "rb").read(4096)
+    ok = behave in ("good", "loud") and sum(weights) == golden["sum"]
     print("a line that is not the answer")
     print(json.dumps({"ok": ok, "marker": golden["marker"], "decode_tokens_per_s": 12.5}))
     sys.exit(0 if ok else 1)
@@ -52,8 +73,10 @@ elif not sys.stdin.isatty():
     print("to stderr", file=sys.stderr)
 else:
     print("terminal", *os.get_terminal_size(), os.environ.get("TERM"), flush=True)
-    signal.signal(signal.SIGWINCH, lambda *_: print("resized", *os.get_terminal_size(), flush=True))
-    signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+    def say(text):  # no print: a signal may come in the middle of one
+        os.write(1, (text + "\\n").encode())
+    signal.signal(signal.SIGWINCH, lambda *_: say("resized %d %d" % tuple(os.get_terminal_size())))
+    signal.signal(signal.SIGINT, lambda *_: say("interrupted"))
     while True:
         line = sys.stdin.readline()
         if not line or line.strip() == "quit":
@@ -83,17 +106,25 @@ def make_bundle(
     weights_bytes: int = 300_000,
     seed: int | None = None,
     machine: str | None = None,
+    n_layers: int = 1,
+    hidden_size: int = 32,
+    changed: str = "",
+    zeros: int = 0,
 ) -> Path:
-    """Write a bundle of a tiny model; its weights are random bytes, at least as many as the model needs."""
+    """Write a bundle of a tiny model; its weights are random bytes, at least as many as the model needs.
+
+    changed: tensors whose names begin with this get other bytes than `seed` gives; zeros: so many bytes of nothing
+    follow the weights, for a large file that costs neither time nor memory.
+    """
     folder.mkdir(parents=True)
     model = ModelSpec(
         name="tiny",
         model_type="llama",
-        hidden_size=32,
-        intermediate_size=32,
-        n_layers=1,
-        n_heads=1,
-        n_kv_heads=1,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size if hidden_size > 32 else 32,
+        n_layers=n_layers,
+        n_heads=hidden_size // 32,
+        n_kv_heads=hidden_size // 32,
         head_dim=32,
         vocab_size=64,
         rms_norm_eps=1e-5,
@@ -115,7 +146,10 @@ def make_bundle(
         tensors.append(TensorEntry(name, kind, bits, group, out_features, in_features, layout, offset, nbytes))
         offset += -(-nbytes // 64) * 64
     random_bytes = random.Random(seed) if seed is not None else random.SystemRandom()
-    weights = random_bytes.randbytes(max(weights_bytes, offset))
+    weights = bytearray(random_bytes.randbytes(max(weights_bytes, offset)))
+    for tensor in tensors:
+        if changed and tensor.name.startswith(changed):
+            weights[tensor.offset : tensor.offset + tensor.nbytes] = os.urandom(tensor.nbytes)
     machine = machine or platform.machine()
     triple = f"{machine}-unknown-linux-gnu"
     golden = {"marker": marker, "behave": behave, "sum": sum(weights[:4096])}
@@ -131,7 +165,13 @@ def make_bundle(
         target = folder / path
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(data)
-        files.append(FileEntry(path, len(data), hashlib.sha256(data).hexdigest(), role))
+        if role == "weights" and zeros:
+            os.truncate(target, len(data) + zeros)
+        digest = hashlib.sha256()
+        with target.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+        files.append(FileEntry(path, target.stat().st_size, digest.hexdigest(), role))
     manifest = Manifest(
         tool_name="edgeawq",
         tool_version="0.1.0",

@@ -25,7 +25,10 @@ def answer(root: Path) -> str:
     assert hashlib.sha256(data).hexdigest()[:16] == release.name
     for entry in json.loads(data)["files"]:
         content = (release / entry["path"]).read_bytes()
-        assert hashlib.sha256(content).hexdigest() == entry["sha256"], entry["path"]
+        for length, digest in entry.get("chunks") or [[entry["size"], entry["sha256"]]]:
+            assert hashlib.sha256(content[:length]).hexdigest() == digest, entry["path"]
+            content = content[length:]
+        assert not content, entry["path"]
     command = [sys.executable, "-m", "edgeawq", "run", str(release / "bundle"), "--golden", "--json"]
     environment = {**os.environ, "PYTHONPATH": str(release / "site")}
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=True)
@@ -36,8 +39,9 @@ def answer(root: Path) -> str:
 
 def leftovers(root: Path) -> list[str]:
     """Return what is in the release folder and is neither a release nor known, after a push that went well."""
-    known = {"store", "partial", "releases", "bin", "current", "previous", "state.json", "log", "lock.guard"}
-    strange = sorted({entry.name for entry in root.iterdir()} - known - {"lock.token"})
+    known = {"store", "partial", "releases", "bin", "starts", "current", "previous"}
+    known |= {"state.json", "log", "lock.guard", "lock.token", "trust.json", "trust.pinned"}
+    strange = sorted({entry.name for entry in root.iterdir()} - known)
     strange += [f"partial/{entry.name}" for entry in (root / "partial").iterdir()]
     strange += [f"releases/{entry.name}" for entry in (root / "releases").iterdir() if len(entry.name) != 16]
     linked = {entry.stat().st_ino for entry in (root / "releases").rglob("*") if entry.is_file()}

@@ -31,6 +31,27 @@ def make_key(path: Path, *, kind: str = "ed25519", passphrase: str = "") -> Path
     return path
 
 
+def install_own_ssh(folder: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an `ssh` in front of the PATH that reads its configuration below `home`.
+
+    The real one finds the user's home in the password file, whatever HOME says.
+    """
+    program = shutil.which("ssh")
+    if not program:
+        pytest.skip("needs OpenSSH's ssh (Debian: apt-get install openssh-client)")
+    folder.mkdir()
+    script = folder / "ssh"
+    script.write_text(
+        f"""#!/bin/sh
+config={home}/.ssh/config
+[ -f "$config" ] || config=none
+exec {program} -F "$config" -o GlobalKnownHostsFile=none "$@"
+"""
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
 class SshServer:
     """One sshd. `home` is the HOME that commands on the "device" see, so that nothing touches the real one."""
 
@@ -51,6 +72,7 @@ class SshServer:
         (self.bin / "python3").symlink_to(sys.executable)
         self.extra_config = extra_config
         self.passwords = False  # without PAM and root every password is a wrong one
+        self.environment: dict[str, str] = {}  # of sshd itself; commands do not see it
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
         self.trust()
@@ -78,7 +100,9 @@ SetEnv HOME={self.home} PATH={self.bin}:/usr/local/bin:/usr/bin:/bin
         if os.getuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)
         self.log = (self.folder / "sshd.log").open("ab")
-        self.process = subprocess.Popen([self.sshd, "-D", "-e", "-f", str(config)], stderr=self.log)
+        self.process = subprocess.Popen(
+            [self.sshd, "-D", "-e", "-f", str(config)], stderr=self.log, env={**os.environ, **self.environment}
+        )
         deadline = time.monotonic() + 20
         while True:
             try:

@@ -216,3 +216,27 @@ def test_output_is_plain_in_a_pipe_and_quiet_with_json(shell: Shell, tmp_path: P
 @pytest.mark.parametrize("command", ["device", "push", "status", "rollback", "history", "gc", "device add"])
 def test_help_has_an_example(shell: Shell, command: str) -> None:
     assert "Example:" in shell.good(*command.split(), "--help")
+
+
+def test_a_key_is_pinned_when_a_device_is_added(shell: Shell, server: SshServer, tmp_path: Path) -> None:
+    shell.good("key", "init", "--no-passphrase")
+    add(shell, server)
+    assert (server.home / ".edgeawq" / "trust.json").exists()
+    bundle = make_bundle(tmp_path / "one.edgeawq")
+    assert "signed with default" in shell.good("push", "board", str(bundle))
+    assert "default" in shell.good("status", "board")
+    log = shell.good("log")
+    assert "key trust" in log and "push" in log
+    # A colleague with another key adds the same device: nothing there changes, and what they push is refused.
+    shell.environment["EDGEAWQ_KEYS"] = str(tmp_path / "colleague")
+    shell.good("key", "init", "--no-passphrase")
+    add(shell, server, "--replace")
+    other = make_bundle(tmp_path / "two.edgeawq", marker="two")
+    assert "the device wants a signature by one" in " ".join(shell.bad("push", "board", str(other), code=3).split())
+    assert shell.good("chat", "board", "--prompt", "hello").strip().endswith("by one")
+
+
+def test_nothing_is_pinned_where_that_is_not_wanted(shell: Shell, server: SshServer) -> None:
+    shell.good("key", "init", "--no-passphrase")
+    add(shell, server, "--no-trust")
+    assert not (server.home / ".edgeawq" / "trust.json").exists()

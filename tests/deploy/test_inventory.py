@@ -51,6 +51,9 @@ def test_reads_devices_with_defaults() -> None:
         ('[devices.a]\nhost = "x"\ntransport = "telnet"', "telnet", "ssh"),
         ('[devices."a b"]\nhost = "x"', "'a b'", "letters"),
         ('[devices.localhost]\nhost = "x"\ntransport = "ssh"', "this machine", "another name"),
+        ('[devices.a]\ntransport = "openssh"', "no host", "host ="),
+        ('[devices.a]\nhost = "x"\nbandwidth_limit = "fast"', "bandwidth_limit: 'fast'", "10M"),
+        ('[devices.a]\nhost = "x"\ncipher = "a b"', "cipher = 'a b'", "ssh -Q cipher"),
         ("[devices\n", "not valid TOML", ""),
         ("devices = 3", "must be a table", ""),
     ],
@@ -60,6 +63,13 @@ def test_names_what_is_wrong(text: str, what: str, remedy: str) -> None:
         parse_inventory(text, "edgeawq.toml")
     assert what in caught.value.what
     assert remedy in caught.value.remedy
+
+
+def test_reads_how_to_connect() -> None:
+    text = '[devices.a]\nhost = "x"\ntransport = "openssh"\ncipher = "aes128-ctr"\nbandwidth_limit = "10M"'
+    device = parse_inventory(text, "x")["a"]
+    assert (device.transport, device.cipher, device.bandwidth_limit) == ("openssh", "aes128-ctr", "10M")
+    assert not device.is_local
 
 
 def test_keeps_comments_and_other_devices_when_it_writes(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from edgeawq.deploy.inventory import Device, Inventory, write_device
 from edgeawq.deploy.push import PrepareSite, push
 from edgeawq.deploy.remote_chat import build_chat_command
 from tests.deploy.fakes import make_bundle
-from tests.deploy.sshd import SshServer
+from tests.deploy.sshd import SshServer, install_own_ssh
 
 SCRIPT = textwrap.dedent(
     """
@@ -32,20 +32,22 @@ SCRIPT = textwrap.dedent(
 )
 
 
-@pytest.fixture(params=["ssh", "local"])
+@pytest.fixture(params=["ssh", "openssh", "local"])
 def board(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     bundle: Path,
     site: PrepareSite,
+    isolated_home: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Device:
     """A device to which a bundle was pushed, in an inventory that the environment names."""
     root = str(tmp_path / "a root with spaces")
-    if request.param == "ssh":
+    if request.param != "local":
+        install_own_ssh(tmp_path / "own-ssh", isolated_home, monkeypatch)
         server = request.getfixturevalue("server")
         assert isinstance(server, SshServer)
-        device = server.device(root=root)
+        device = server.device(root=root, transport=request.param)
     else:
         device = Device(name="board", transport="local", root=root, python=sys.executable)
     with connect(device) as transport:
@@ -131,8 +133,12 @@ def test_a_chat_stays_with_its_release_while_another_is_pushed(
     assert run("--prompt", "x").stdout == "answer to x by next\n"
 
 
-def test_a_connection_that_breaks_gives_the_terminal_back(server: SshServer, tmp_path: Path) -> None:
-    device = server.device()
+@pytest.mark.parametrize("kind", ["ssh", "openssh"])
+def test_a_connection_that_breaks_gives_the_terminal_back(
+    server: SshServer, tmp_path: Path, isolated_home: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    install_own_ssh(tmp_path / "own-ssh", isolated_home, monkeypatch)
+    device = server.device(transport=kind)
     script = textwrap.dedent(
         f"""
         import json, sys

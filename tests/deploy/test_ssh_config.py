@@ -94,7 +94,6 @@ def test_a_jump_host_that_jumps_through_itself_is_refused(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("Host *\n ProxyCommand nc %h %p\n", "ProxyCommand"),
         ("Host *\n Port 99999\n", "99999"),
         ("Host *\n ConnectTimeout soon\n", "soon"),
         ("Host *\n ProxyJump user@\n", "user@"),
@@ -129,3 +128,17 @@ def test_parses_jumps() -> None:
     assert parse_jump("ssh://me@[::1]:22/") == ("::1", "me", 22)
     with pytest.raises(UsageError):
         parse_jump("-oProxyCommand=x")
+
+
+def test_a_proxy_command_gets_the_values_that_count(tmp_path: Path) -> None:
+    text = "Host pi4\n HostName 10.0.0.4\n Port 7\n User me\n ProxyCommand relay %h %p %r\n"
+    assert resolve(text, tmp_path).proxy_command == "relay 10.0.0.4 7 me"
+    assert resolve(text, tmp_path, port=9, user="pi").proxy_command == "relay 10.0.0.4 9 pi"
+    assert resolve("Host *\n ProxyCommand none\n", tmp_path).proxy_command == ""
+    assert resolve("Host pi4\n ProxyJump bastion\n ProxyCommand relay\n", tmp_path).proxy_command == ""
+
+
+def test_certificates_and_ciphers(tmp_path: Path, isolated_home: Path) -> None:
+    endpoint = resolve("Host pi4\n CertificateFile ~/.ssh/pi-cert.pub\n", tmp_path, cipher="aes256-ctr,aes128-ctr")
+    assert endpoint.certificate_files == (isolated_home / ".ssh" / "pi-cert.pub",)
+    assert endpoint.ciphers == ("aes256-ctr", "aes128-ctr")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeawq.errors import ContextFullError
+from edgeawq.runtime.cache_file import CacheLayout
 
 
 class FakeDecoder:
@@ -53,6 +54,12 @@ class FakeDecoder:
         self.calls.append(len(tokens))
         return self.logits_of(self.context)
 
+    def forward_draft(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The logits after each of the tokens, float32 [tokens, vocab]."""
+        n_before = len(self.context)
+        self.forward(tokens)
+        return np.stack([self.logits_of(self.context[: n_before + i + 1]) for i in range(len(tokens))])
+
     def logits_of(self, context: Sequence[int]) -> npt.NDArray[np.float32]:
         """The logits after `context`, float32 [vocab]."""
         if self._choose_next is not None:
@@ -65,6 +72,23 @@ class FakeDecoder:
     def rewind(self, position: int) -> None:
         assert 0 <= position <= len(self.context)
         del self.context[position:]
+
+    @property
+    def cache_layout(self) -> CacheLayout:
+        return CacheLayout("f32", 1, 1, 1)
+
+    def export_layer(self, layer: int, count: int) -> npt.NDArray[np.float32]:
+        """The "cache" of a token is its id."""
+        assert layer == 0
+        return np.broadcast_to(np.asarray(self.context[:count], dtype=np.float32), (2, 1, count)).reshape(
+            2, 1, count, 1
+        )
+
+    def import_layers(self, count: int, layers: Iterator[npt.NDArray[np.float32]]) -> None:
+        self.context = []
+        (layer,) = layers
+        assert layer.shape == (2, 1, count, 1)
+        self.context = [int(token) for token in layer[0].ravel()]
 
     def close(self) -> None:
         self.is_closed = True

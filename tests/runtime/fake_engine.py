@@ -43,6 +43,7 @@ def build_fake_engine(
         stop_token_ids=frozenset({end}),
         model_name="tiny-fake",
         device_name="pi4",
+        bundle_hash="ab" * 32,
     )
 
 

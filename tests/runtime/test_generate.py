@@ -10,8 +10,9 @@ import pytest
 
 from edgeawq.errors import ContextFullError, GenerationError, UsageError
 from edgeawq.runtime.engine import Engine
-from edgeawq.runtime.generate import PREFILL_SLICE, GenerationStats, Piece, generate
+from edgeawq.runtime.generate import PREFILL_SLICE, Piece, generate
 from edgeawq.runtime.sampler import SamplerSettings, make_sampler
+from edgeawq.runtime.stats import GenerationStats
 from tests.runtime.fake_decoder import FakeDecoder
 from tests.runtime.fake_engine import build_fake_engine
 

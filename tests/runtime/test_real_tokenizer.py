@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeawq.runtime.chat_template import ChatTemplate, Message
+from edgeawq.runtime.quick_tokenizer import QuickBackend, read_vocabulary
 from edgeawq.runtime.tokenizer import Tokenizer
 
 pytestmark = [
@@ -72,3 +74,19 @@ def test_streaming_random_tokens_equals_decoding(smollm2: tuple[Tokenizer, ChatT
     tokenizer, _ = smollm2
     stream = tokenizer.stream()
     assert "".join(map(stream.push, tokens)) + stream.flush() == tokenizer.decode(tokens)
+
+
+@pytest.fixture(scope="module")
+def quick(smollm2: tuple[Tokenizer, ChatTemplate]) -> QuickBackend:
+    vocabulary = read_vocabulary(json.loads(smollm2[0]._backend.to_str()))
+    assert vocabulary is not None
+    return QuickBackend(vocabulary, lambda: pytest.fail("the whole tokenizer was loaded"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(st.sampled_from(["<|im_start|>", "def f(x):\n\t", " 1234"]), st.text()), max_size=12))
+def test_the_quick_tokenizer_gives_the_same_tokens(
+    smollm2: tuple[Tokenizer, ChatTemplate], quick: QuickBackend, parts: list[str]
+) -> None:
+    text = "".join(parts).encode("utf-8", "replace").decode()
+    assert quick.encode(text, add_special_tokens=False).ids == smollm2[0].encode(text)

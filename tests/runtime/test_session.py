@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgeawq.errors import ContextFullError, GenerationError, UsageError
+from edgeawq.runtime.cache_file import read_header, write_cache
 from edgeawq.runtime.chat_template import ChatTemplate, Message
 from edgeawq.runtime.engine import Engine
 from edgeawq.runtime.sampler import SamplerSettings, make_sampler
@@ -163,7 +164,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["chat.json"]
     other, _ = start()
     saved = other.load(path)
-    assert saved.model == "tiny-fake"
+    assert saved.chat.model == "tiny-fake"
     assert (other.system, other.messages) == (session.system, session.messages)
     assert ask(other, "next") == "You said: next"
 
@@ -244,3 +245,119 @@ def test_common_prefix() -> None:
     assert count_common_prefix([1, 2, 3], [1, 2, 4, 5]) == 2
     assert count_common_prefix([], [1]) == 0
     assert count_common_prefix([1, 2], [1, 2]) == 2
+
+
+# --- sessions with their KV cache -------------------------------------------------------------------------------------
+
+
+def test_a_saved_session_reads_nothing_again(tmp_path: Path) -> None:
+    session, decoder = start()
+    session.set_system("Be brief.")
+    ask(session, "one two three")
+    ask(session, "Grüße 🙂")
+    path = tmp_path / "talk"
+    session.save(path)
+    other, fresh = start()
+    loaded = other.load(path)
+    assert (loaded.n_cached, loaded.note) == (decoder.position, "")
+    assert fresh.context == decoder.context and fresh.calls == []
+    assert (other.system, other.messages) == (session.system, session.messages)
+    assert ask(other, "next") == ask(session, "next") == "You said: next"
+    assert other.last_stats is not None and session.last_stats is not None
+    assert other.last_stats.reused_tokens == session.last_stats.reused_tokens > 50
+    assert other.last_stats.prompt_tokens == session.last_stats.prompt_tokens
+
+
+def test_the_models_own_tokens_survive_saving(tmp_path: Path) -> None:
+    """Encoding the answer again would cut it differently, and then most of the cache would be of no use."""
+    engine = build_fake_engine(echo)
+    tokenizer = engine.tokenizer
+    letters = [tokenizer.token_id(letter) or 0 for letter in "Thecapitlofrn"]
+
+    def build() -> ChatSession:
+        decoder = FakeDecoder(
+            tokenizer.vocab_size, choose_next=lambda context: letters[zlib.crc32(repr(context).encode()) % len(letters)]
+        )
+        return ChatSession(Engine(**{**engine.__dict__, "decoder": decoder}))
+
+    session = build()
+    ask(session, "spell", max_new_tokens=60)
+    session.save(tmp_path / "talk")
+    other = build()
+    other.load(tmp_path / "talk")
+    before = other.context_used
+    ask(other, "again", max_new_tokens=5)
+    assert other.last_stats is not None and other.last_stats.reused_tokens == before
+
+
+def test_a_cache_of_another_bundle_is_read_again_and_said_so(tmp_path: Path) -> None:
+    session, _ = start()
+    ask(session, "hi")
+    session.save(tmp_path / "talk")
+    engine = build_fake_engine(echo)
+    for changes, reason in (
+        ({"bundle_hash": "00" * 32}, "another bundle"),
+        ({"decoder": FakeDecoder(engine.tokenizer.vocab_size, context_length=10)}, "room for 10"),
+    ):
+        other = ChatSession(Engine(**{**engine.__dict__, **changes}))
+        loaded = other.load(tmp_path / "talk")
+        assert loaded.n_cached == 0 and reason in loaded.note and "read again" in loaded.note
+        assert other.messages == session.messages and other.context_used == 0
+
+
+def test_a_damaged_session_changes_nothing(tmp_path: Path) -> None:
+    session, _ = start()
+    ask(session, "hi")
+    path = tmp_path / "talk"
+    session.save(path)
+    data = bytearray(path.read_bytes())
+    other, decoder = start()
+    ask(other, "mine")
+    before, context = other.messages, list(decoder.context)
+    for index in (20, len(data) // 2, len(data) - 1):
+        path.write_bytes(bytes(data[:index]) + bytes([data[index] ^ 1]) + bytes(data[index + 1 :]))
+        with pytest.raises(UsageError):
+            other.load(path)
+        assert other.messages == before and decoder.context == context
+    assert ask(other, "next") == "You said: next"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"chat": None},
+        {"chat": {"format": "edgeawq-chat"}},
+        {"dropped": 1},
+        {"dropped": 4},
+        {"dropped": -2},
+        {"dropped": None},
+        {"known_text": 1},
+        {"known_tokens": "a"},
+        {"known_tokens": [10**6]},
+        {"known_tokens": [1.0]},
+    ],
+)
+def test_a_session_with_strange_fields_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    session, decoder = start()
+    ask(session, "hi")
+    path = tmp_path / "talk"
+    session.save(path)
+    extra = {**read_header(path).extra, **change}
+    write_cache(path, decoder, bundle=session.engine.bundle_hash, tokens=decoder.context, extra=extra)
+    with pytest.raises(UsageError):
+        session.load(path)
+    assert len(session.messages) == 2
+
+
+def test_what_was_dropped_stays_dropped(tmp_path: Path) -> None:
+    engine = build_fake_engine(echo, context_length=120)
+    session = ChatSession(engine, on_full="shift")
+    for index in range(8):
+        ask(session, f"question {index}")
+    assert session.n_dropped > 0
+    session.save(tmp_path / "talk")
+    other = ChatSession(build_fake_engine(echo, context_length=120), on_full="shift")
+    other.load(tmp_path / "talk")
+    assert other.n_dropped == session.n_dropped and other.messages == session.messages
+    assert ask(other, "next") == "You said: next"
+    assert other.last_stats is not None and other.last_stats.reused_tokens > 20

@@ -52,3 +52,8 @@ def test_notes_and_errors() -> None:
     assert "/reset" in describe_error(ContextFullError("too long"))
     assert describe_error(GenerationError("bad", remedy="do this")) == "bad\n→ do this"
     assert describe_error(GenerationError("bad")) == "bad"
+
+
+def test_a_shift_is_mentioned() -> None:
+    assert "oldest part" in describe_end("stop", used=1, total=2, shifts=1)
+    assert describe_end("cancelled", used=1, total=2, shifts=1).startswith("(stopped) The context was full")

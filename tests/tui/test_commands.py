@@ -119,3 +119,39 @@ def test_the_status_line_fits(session: ChatSession, n_columns: int) -> None:
 def test_figures_of_the_process() -> None:
     assert read_resident_bytes() > 1 << 20
     assert describe_progress(128, 1000) == "reading 128/1000 tokens"
+
+
+def test_speculation_is_switched_and_its_acceptance_shown(session: ChatSession) -> None:
+    assert run_command(session, "speculate", "").text == "Speculation is off."
+    ask(session, "one two three one two three one two three")
+    assert "speculation     off" in run_command(session, "stats", "").text
+    assert run_command(session, "speculate", "maybe").is_error
+    assert run_command(session, "speculate", "on").text == "Speculation is on."
+    ask(session, "one two three one two three one two three")
+    stats = session.last_stats
+    assert stats is not None and stats.accepted_tokens > 0
+    shown = f"{stats.accepted_tokens} of {stats.drafted_tokens} drafted tokens accepted"
+    assert shown in run_command(session, "stats", "").text
+    run_command(session, "speculate", "off")
+    ask(session, "one two three one two three one two three")
+    assert session.last_stats is not None and session.last_stats.drafted_tokens == 0
+
+
+def test_a_session_keeps_its_cache(session: ChatSession, tmp_path: Path) -> None:
+    ask(session, "hi")
+    used = session.context_used
+    path = tmp_path / "talk"
+    assert f"KV cache of {used} tokens" in run_command(session, "save", str(path)).text
+    other = ChatSession(build_fake_engine(lambda question: f"You said: {question}"))
+    assert f"Loaded 2 messages and {used} tokens of KV cache" in run_command(other, "load", str(path)).text
+    assert other.context_used == used
+    changed = ChatSession(build_fake_engine(lambda question: "x", context_length=8))
+    assert "read again" in run_command(changed, "load", str(path)).text
+
+
+def test_what_a_full_context_does_is_shown() -> None:
+    session = ChatSession(build_fake_engine(lambda question: question, context_length=100), on_full="shift")
+    for index in range(12):
+        ask(session, f"question {index}")
+    text = run_command(session, "stats", "").text
+    assert f"when full       shift; {session.n_dropped} messages dropped" in text and session.n_dropped > 0

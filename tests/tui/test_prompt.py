@@ -64,7 +64,7 @@ def complete(text: str) -> list[str]:
 
 
 def test_completion_of_commands() -> None:
-    assert complete("/s") == ["/system ", "/save ", "/stats"]
+    assert complete("/s") == ["/system ", "/save ", "/speculate ", "/stats"]
     assert complete("/q") == ["/quit"]
     assert complete("s") == [] and complete("/s\n") == [] and complete("/system x") == []
 

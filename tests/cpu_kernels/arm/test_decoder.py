@@ -13,8 +13,8 @@ import pytest
 from cpu_kernels import abi
 from cpu_kernels.build import build
 from device_profiles.profile import load_profile
-from edgeawq.runtime import decoder as runtime
 from edgeawq.runtime.bundle import Bundle, open_bundle
+from edgeawq.runtime.decoder_memory import Buffers, make_context, make_rotary_tables
 from edgeawq.runtime.native import load_object
 from packager.pack import pack_checkpoint
 from tests.cpu_kernels.arm.driver import exported_symbols, link_program
@@ -56,11 +56,11 @@ class Ran:
 def place_decoder(memory: Memory, bundle: Bundle, activations: str, threads: int) -> tuple[int, Slot]:
     """(address of the context, logits of the last step): the runtime's own context, its addresses moved."""
     dtype = np.dtype({"int8": np.float16, "float": np.float32}[activations])
-    buffers = runtime._Buffers(bundle.manifest.model, threads, CONTEXT_LENGTH, dtype)
+    buffers = Buffers(bundle.manifest.model, threads, CONTEXT_LENGTH, dtype)
     buffers.grow_logits(abi.MAX_TOKENS)
-    tables = runtime._rotary_tables(bundle, CONTEXT_LENGTH)
-    context = runtime._make_context(bundle, buffers, *tables, threads, CONTEXT_LENGTH)
-    arrays = [bundle.weights, *tables, *(a for a in vars(buffers).values() if isinstance(a, np.ndarray))]
+    tables = make_rotary_tables(bundle, CONTEXT_LENGTH)
+    context = make_context(bundle, buffers, *tables, threads, kv_bits=8 * dtype.itemsize)
+    arrays = [bundle.weights, *tables, *(a for a in vars(buffers).values() if isinstance(a, np.ndarray) and a.size)]
     moves = [(int(a.ctypes.data), a.nbytes, memory.place(a)) for a in arrays]
     own, start = memory.reserve(context.shape, np.int64), int(context.ctypes.data)
     moves.append((start, context.nbytes, own))

@@ -1,0 +1,100 @@
+"""`edgeawq log`: what was done from this computer, or on a device."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import click
+
+from edgeawq.cli.device_options import inventory_option, json_option
+
+
+@click.command(name="log")
+@click.argument("device", default="", metavar="[DEVICE]")
+@click.option("-n", "--lines", "count", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many.")
+@inventory_option
+@json_option
+def command(device: str, count: int, inventory: str | None, as_json: bool) -> None:
+    """Show what this computer has done to its devices, or, with DEVICE, what the device itself has noted.
+
+    \b
+    Example:
+      edgeawq log -n 50
+      edgeawq log pi4 --json
+    """
+    from edgeawq.cli.console import get_console
+
+    entries = _read_device(device, inventory, count) if device else _read_host(count)
+    if as_json:
+        click.echo(json.dumps(entries))
+        return
+    if not entries:
+        get_console().print("nothing has been noted yet")
+        return
+    get_console().print(_tabulate_device(entries) if device else _tabulate_host(entries))
+
+
+def _read_host(count: int) -> list[dict[str, Any]]:
+    from edgeawq.deploy.audit import read_entries
+
+    return read_entries(count)
+
+
+def _read_device(name: str, inventory: str | None, count: int) -> list[dict[str, Any]]:
+    from edgeawq.deploy.connect import connect
+    from edgeawq.deploy.device_trust import read_device_log
+    from edgeawq.deploy.inventory import load_inventory
+    from edgeawq.deploy.ssh_prompt import ask_at_terminal
+
+    device = load_inventory(inventory).get(name)
+    with connect(device, ask=ask_at_terminal) as transport:
+        return read_device_log(transport, device, count)
+
+
+def _tabulate_host(entries: list[dict[str, Any]]) -> Any:
+    table = _make_table("time", "operation", "device", "release", "outcome", "by")
+    for entry in entries:
+        outcome = _text(entry.get("outcome"))
+        if "what" in entry:
+            outcome += f": {_text(entry['what'])}"
+        fields = (entry.get("op"), entry.get("device"), entry.get("release"), outcome, entry.get("user"))
+        _add_row(table, _when(entry.get("time")), *map(_text, fields))
+    return table
+
+
+def _tabulate_device(entries: list[dict[str, Any]]) -> Any:
+    table = _make_table("time there", "event", "details", "by")
+    for entry in entries:
+        known = ("time", "event", "by", "token")
+        details = ", ".join(f"{_text(name)} {_text(value)}" for name, value in entry.items() if name not in known)
+        _add_row(table, _when(entry.get("time")), _text(entry.get("event")), details or "-", _text(entry.get("by")))
+    return table
+
+
+def _make_table(*titles: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold", no_wrap=title in ("time", "time there", "release"))
+    return table
+
+
+def _add_row(table: Any, *cells: str) -> None:
+    from rich.text import Text
+
+    table.add_row(*(Text(cell) for cell in cells))  # not as markup
+
+
+def _text(value: Any) -> str:
+    """Return a value on one line; what comes from a device may hold control characters."""
+    shown = value if isinstance(value, str) else "" if value is None else json.dumps(value)
+    return "".join(character if character.isprintable() else " " for character in shown) or "-"
+
+
+def _when(value: Any) -> str:
+    if not isinstance(value, (int, float)) or not 0 < value < 1e11:
+        return "-"
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))

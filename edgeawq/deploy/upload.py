@@ -1,0 +1,232 @@
+"""Sending content to the device: over one or several channels, compressed where that is quicker, within a rate."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from edgeawq.deploy.receiver_client import Link, Missing, ReceiverClient, encode
+from edgeawq.deploy.release import Release
+from edgeawq.errors import BundleError, EdgeawqError
+
+MAX_CHANNELS = 4
+CHANNEL_BYTES_PER_S = 40e6  # what one channel carries of a 2 MiB window at the round trip below
+CHANNEL_ROUND_TRIP_S = 0.02  # from here on one more channel for each such time
+SMALL_WRITE_BYTES = 256 << 10
+# zlib's fastest level packs about this much a second on one core, so a quicker link is better off without.
+COMPRESS_BELOW_BYTES_PER_S = 40e6
+MEASURE_AFTER_BYTES = 8 << 20  # what lies in buffers on the way must not pass for speed
+WORTH_IT = 0.85  # of a chunk's size
+SAMPLE_BYTES = 64 << 10
+
+Compression = Literal["auto", "never", "always"]
+
+
+class Limiter(Protocol):
+    """Something that lets a number of bytes through, when it is their time."""
+
+    def acquire(self, n_bytes: int) -> None:
+        """Return when `n_bytes` may be sent."""
+
+
+@dataclass
+class Sent:
+    """What an upload has sent: content, and what of it went over the wire."""
+
+    files: int = 0
+    content_bytes: int = 0
+    wire_bytes: int = 0
+    seconds: float = 0.0
+    channels: int = 1
+
+
+@dataclass(frozen=True)
+class UploadOptions:
+    """How to send. channels 0: as many as the distance asks for."""
+
+    channels: int = 0
+    compression: Compression = "auto"
+    limiter: Limiter | None = None
+
+
+def choose_channels(round_trip_s: float) -> int:
+    """Return how many channels fill the way to a device: one nearby, up to MAX_CHANNELS far away."""
+    return max(1, min(MAX_CHANNELS, 1 + int(round_trip_s / CHANNEL_ROUND_TRIP_S + 0.5)))
+
+
+def upload(
+    client: ReceiverClient,
+    release: Release,
+    missing: Sequence[Missing],
+    options: UploadOptions,
+    on_progress: Callable[[int], None],
+) -> Sent:
+    """Send `missing`; return when all of it is stored and durable on the device.
+
+    on_progress: called with the number of content bytes just sent, from any thread.
+    """
+    started = time.monotonic()
+    work = _Work(release, missing, options, on_progress)
+    wanted = options.channels or choose_channels(client.measure_round_trip_s())
+    links = client.join(min(wanted, len(work.pieces)) - 1) if wanted > 1 and len(work.pieces) > 1 else []
+    work.sent.channels = 1 + len(links)
+    threads = [threading.Thread(target=work.run, args=(link,), daemon=True) for link in links]
+    for thread in threads:
+        thread.start()
+    try:
+        work.send(client.link)
+        for thread in threads:
+            thread.join()
+    except BaseException as error:
+        first = work.failures[0] if work.failures else None  # looked at now: the others fail when they are cut
+        work.stop()
+        for link in links:
+            link.process.terminate()
+        if isinstance(error, EdgeawqError) and first is not None:
+            raise first from error
+        raise
+    for link in links:
+        link.process.close_input()
+        link.process.terminate()
+    if work.failures:
+        raise work.failures[0]
+    client.call("flush")
+    work.sent.seconds = time.monotonic() - started
+    return work.sent
+
+
+@dataclass(frozen=True)
+class _Piece:
+    file: int
+    chunk: int
+    offset: int
+    length: int
+
+
+class _Work:
+    """The pieces that are still to be sent, for all channels."""
+
+    def __init__(
+        self,
+        release: Release,
+        missing: Sequence[Missing],
+        options: UploadOptions,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        self.release = release
+        self.options = options
+        self.on_progress = on_progress
+        self.pieces = deque(list_pieces(release, missing))
+        self.lock = threading.Lock()
+        self.failures: list[BaseException] = []
+        self.sent = Sent(files=len({piece.file for piece in self.pieces}))
+        self.started = time.monotonic()
+
+    def run(self, link: Link) -> None:
+        """Send until nothing is left; what goes wrong stops the other channels too."""
+        try:
+            self.send(link)
+            link.call("flush")
+        except BaseException as error:  # handed to the thread that called upload()
+            with self.lock:
+                self.failures.append(error)
+            self.stop()
+
+    def stop(self) -> None:
+        """Leave nothing to send."""
+        with self.lock:
+            self.pieces.clear()
+
+    def take(self) -> _Piece | None:
+        with self.lock:
+            return self.pieces.popleft() if self.pieces else None
+
+    def send(self, link: Link) -> None:
+        """Send pieces over one channel until none is left; small ones are collected so that they share packets."""
+        pending = bytearray()
+        while (piece := self.take()) is not None:
+            block = self.read(piece)
+            packed = self.compress(block)
+            header = {"op": "put", "file": piece.file, "chunk": piece.chunk, "length": len(packed or block)}
+            data = packed or block
+            pending += encode({**header, "encoding": "zlib"} if packed else header)
+            if len(data) <= SMALL_WRITE_BYTES:
+                pending += data
+                if len(pending) > SMALL_WRITE_BYTES:
+                    self.write(link, pending)
+                    pending = bytearray()
+                self.count(len(block))
+                continue
+            self.write(link, pending)
+            pending = bytearray()
+            view = memoryview(data)
+            counted = 0
+            for start in range(0, len(data), SMALL_WRITE_BYTES):
+                self.write(link, view[start : start + SMALL_WRITE_BYTES])
+                done = len(block) * min(start + SMALL_WRITE_BYTES, len(data)) // len(data)
+                self.count(done - counted)
+                counted = done
+        self.write(link, pending)
+
+    def write(self, link: Link, data: bytearray | memoryview | bytes) -> None:
+        if not len(data):
+            return
+        if self.options.limiter is not None:
+            self.options.limiter.acquire(len(data))
+        link.write(data if isinstance(data, memoryview) else bytes(data))
+        with self.lock:
+            self.sent.wire_bytes += len(data)
+
+    def count(self, n_bytes: int) -> None:
+        with self.lock:
+            self.sent.content_bytes += n_bytes
+            self.on_progress(n_bytes)
+
+    def read(self, piece: _Piece) -> bytes:
+        source = self.release.files[piece.file].source
+        try:
+            with source.open("rb", buffering=0) as stream:
+                stream.seek(piece.offset)
+                block = stream.read(piece.length)
+        except OSError as error:
+            raise BundleError(f"{source} cannot be read: {error.strerror}", remedy="push again") from error
+        if len(block) != piece.length:
+            raise BundleError(f"{source} became shorter while it was sent", remedy="push again")
+        return block
+
+    def compress(self, block: bytes) -> bytes | None:
+        """Return `block` compressed where that saves time, else None."""
+        if self.options.compression == "never" or len(block) < 512:
+            return None
+        if self.options.compression == "auto" and not self.is_slow():
+            return None
+        if len(block) > 2 * SAMPLE_BYTES:
+            middle = len(block) // 2
+            sample = block[middle : middle + SAMPLE_BYTES]
+            if len(zlib.compress(sample, 1)) > WORTH_IT * len(sample):
+                return None
+        packed = zlib.compress(block, 1)
+        return packed if len(packed) <= WORTH_IT * len(block) else None
+
+    def is_slow(self) -> bool:
+        """True when the link was found to be slower than the compressor."""
+        wire = self.sent.wire_bytes
+        return wire >= MEASURE_AFTER_BYTES and wire < COMPRESS_BELOW_BYTES_PER_S * (time.monotonic() - self.started)
+
+
+def list_pieces(release: Release, missing: Sequence[Missing]) -> list[_Piece]:
+    """Return what is to be sent, small files first: what can go wrong shows early, and the long part is steady."""
+    pieces = []
+    for entry in missing:
+        lengths = [length for length, _ in release.files[entry.file].chunks]
+        offset = sum(lengths[: entry.first])
+        for chunk in range(entry.first, entry.first + entry.count):
+            pieces.append(_Piece(entry.file, chunk, offset, lengths[chunk]))
+            offset += lengths[chunk]
+    sizes = {entry.file: release.files[entry.file].size for entry in missing}
+    return sorted(pieces, key=lambda piece: (sizes[piece.file], piece.file, piece.chunk))
