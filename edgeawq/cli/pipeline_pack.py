@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GOLDEN_PREFIX = ".golden-"
 
+
 def pack_bundle(
     reference: str,
     profile: DeviceProfile,
