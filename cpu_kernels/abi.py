@@ -41,7 +41,7 @@ ROWS = 26  # address: activation rows shared by the threads, [MAX_TOKENS, ROW_BY
 ROW_BYTES = 27
 SCRATCH = 28  # address: private memory of the threads, [N_THREADS, SCRATCH_BYTES]
 SCRATCH_BYTES = 29
-PARTIAL = 30  # address: float32 [slots, N_HEADS, HEAD_DIM]; slots = max(N_THREADS, MAX_TOKENS)
+PARTIAL = 30  # address: float32 [slots, N_HEADS, HEAD_DIM]; a slot for each chunk of the context, at least MAX_TOKENS
 PARTIAL_STATE = 31  # address: float32 [slots, N_HEADS, 2]: running maximum, running sum
 SYNC = 32  # address: int32 words, see SYNC_*
 ATTENTION_SCALE_BITS = 33  # float32 bits of 1 / sqrt(head_dim)
@@ -90,12 +90,18 @@ CACHE_ELEMENTS = {"int8": {16: "f16", 8: "i8"}, "float": {32: "f32"}}
 
 MAX_TOKENS = 64  # tokens of one step
 KV_BLOCK = 32  # positions that attention takes at a time
+CHUNK_BLOCKS = 2  # blocks of a chunk; chunks are summed up by themselves and folded in order, whoever computed them
 QUERY_BLOCK = 8  # tokens whose queries share one pass over the keys
 
 
 def zero_bits(bits: int) -> int:
     """Bits of a zero point of `bits`-wide weights: narrow ones take a nibble too, so that all are unpacked alike."""
     return max(bits, 4)
+
+
+def partial_slots(context_length: int) -> int:
+    """Slots for partial results: one for each chunk of one token's context, or one for each token of a step."""
+    return max(MAX_TOKENS, -(-context_length // (CHUNK_BLOCKS * KV_BLOCK)))
 
 
 def activation_row_bytes(in_features: int) -> int:
@@ -107,9 +113,12 @@ def activation_row_bytes(in_features: int) -> int:
 
 
 def scratch_bytes(hidden: int, intermediate: int, n_heads: int, n_kv_heads: int, head_dim: int) -> int:
-    """Private bytes of one thread: a float and an activation row, or keys, values, queries and scores of a block."""
+    """Private bytes of one thread: a float and an activation row, or what attention needs for one chunk.
+
+    The latter: keys, values and scores of a block, queries, and for each query its partial result.
+    """
     widest = max(hidden, intermediate, n_heads * head_dim)
     rows = widest * 4 + 64 + activation_row_bytes(widest)
     queries = QUERY_BLOCK * (n_heads // n_kv_heads)
-    attention = 4 * (2 * KV_BLOCK * head_dim + queries * head_dim + KV_BLOCK) + 256
+    attention = 4 * (2 * KV_BLOCK * head_dim + 2 * queries * head_dim + 2 * queries + KV_BLOCK) + 256
     return -(-(max(rows, attention) + 64) // 4096) * 4096

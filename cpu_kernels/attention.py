@@ -44,8 +44,9 @@ def estimate_attention(n_heads: int, n_kv_heads: int, head_dim: int, positions: 
 
 @dataclass(frozen=True)
 class AttentionKernels:
-    """write_keys_values(context, layer, token); attend(context, layer, kv head, tokens, blocks, slot rule, scratch);
+    """write_keys_values(context, layer, token, KV heads);
 
+    attend(context, layer, kv head, tokens, chunks, slot rule, scratch);
     merge(context, token, first slot, slots, out).
     """
 
@@ -141,67 +142,93 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
         if i < head_dim:
             sum_values(out + 4 * i, keep, positions, values + 4 * i, 4 * head_dim, scores)
 
-    @njit(error_model="numpy")
-    def attend(context, layer, kv_head, first, last, first_block, last_block, slot, slot_per_token, scratch):
-        """Queries of tokens first … last - 1 over blocks first_block … last_block - 1, into partial results.
+    @njit(**OPTIONS)
+    def clear(out, state, head_dim):
+        store(state, _LOWEST)
+        store(state + 4, np.float32(0))
+        for i in range(0, head_dim, FEATURES):
+            store(out + 4 * i, zero(part_f32))
 
-        The partial result of a token goes to slot + slot_per_token * token.
+    @njit(**OPTIONS)
+    def fold(out, before, total, part, part_state, head_dim):
+        """Add the partial result of a later chunk to that of the chunks before it: → running maximum and sum."""
+        later = load(types.float32, part_state)
+        top = max(before, later)
+        keep, weight = exponential_scalar(before - top), exponential_scalar(later - top)
+        total = total * keep + load(types.float32, part_state + 4) * weight
+        kept, weights = splat(part_f32, keep), splat(part_f32, weight)
+        for i in range(0, head_dim, FEATURES):
+            store(out + 4 * i, fma(load(part_f32, part + 4 * i), weights, mul(load(part_f32, out + 4 * i), kept)))
+        return top, total
+
+    @njit(error_model="numpy")
+    def attend(context, layer, kv_head, first, last, first_chunk, last_chunk, slot, slot_per_token, scratch):
+        """Queries of tokens first … last - 1 over chunks first_chunk … last_chunk - 1, into partial results.
+
+        A chunk is CHUNK_BLOCKS blocks. Each one is summed up by itself and then folded into what came before it, so
+        the result has the same bits however the chunks are distributed, and for one token as for many.
+        The result of a token goes to slot + slot_per_token * token.
         """
         head_dim = field(context, abi.HEAD_DIM)
         heads = field(context, abi.N_HEADS)
         group = heads // field(context, abi.N_KV_HEADS)
+        rows = (last - first) * group
         keys = scratch
         values = keys + 4 * BLOCK * head_dim
         scores = values + 4 * BLOCK * head_dim
         queries = scores + BLOCK_F32
+        parts = queries + 4 * rows * head_dim  # float32 [rows, head_dim]
+        part_states = parts + 4 * rows * head_dim  # float32 [rows, 2]
         rotate_queries(context, kv_head, first, last, queries)
-        for token in range(first, last):
-            at = (slot + slot_per_token * token) * heads + kv_head * group
-            for head in range(at, at + group):
-                state = field(context, abi.PARTIAL_STATE) + 8 * head
-                store(state, _LOWEST)
-                store(state + 4, np.float32(0))
-                out = field(context, abi.PARTIAL) + 4 * head * head_dim
-                for i in range(0, head_dim, FEATURES):
-                    store(out + 4 * i, zero(part_f32))
+        partial, partial_states = field(context, abi.PARTIAL), field(context, abi.PARTIAL_STATE)
         position = field(context, abi.POSITION)
-        for block in range(first_block, last_block):
-            start = block * BLOCK
-            # positions of the block that the last token sees; earlier tokens see fewer
-            widen_block(context, layer, kv_head, block, min(BLOCK, position + last - start), keys, values)
+        for chunk in range(first_chunk, last_chunk):
+            for row in range(rows):
+                clear(parts + 4 * row * head_dim, part_states + 8 * row, head_dim)
+            for block in range(chunk * abi.CHUNK_BLOCKS, (chunk + 1) * abi.CHUNK_BLOCKS):
+                start = block * BLOCK
+                # positions of the block that the last token sees; earlier tokens see fewer
+                seen = min(BLOCK, position + last - start)
+                if seen <= 0:
+                    break
+                widen_block(context, layer, kv_head, block, seen, keys, values)
+                for token in range(first, last):
+                    visible = min(BLOCK, position + token + 1 - start)
+                    if visible <= 0:
+                        continue
+                    for row in range((token - first) * group, (token - first + 1) * group):
+                        query, out = queries + 4 * row * head_dim, parts + 4 * row * head_dim
+                        attend_block(query, head_dim, visible, keys, values, scores, out, part_states + 8 * row)
             for token in range(first, last):
-                visible = min(BLOCK, position + token + 1 - start)
-                if visible <= 0:
-                    continue
+                if position + token < chunk * abi.CHUNK_BLOCKS * BLOCK:
+                    continue  # the chunk lies behind this token
                 at = (slot + slot_per_token * token) * heads + kv_head * group
                 for head in range(group):
-                    query = queries + 4 * ((token - first) * group + head) * head_dim
-                    out = field(context, abi.PARTIAL) + 4 * (at + head) * head_dim
-                    state = field(context, abi.PARTIAL_STATE) + 8 * (at + head)
-                    attend_block(query, head_dim, visible, keys, values, scores, out, state)
+                    row = (token - first) * group + head
+                    out, state = partial + 4 * (at + head) * head_dim, partial_states + 8 * (at + head)
+                    part, part_state = parts + 4 * row * head_dim, part_states + 8 * row
+                    if chunk == first_chunk:
+                        clear(out, state, head_dim)
+                    before, total = load(types.float32, state), load(types.float32, state + 4)
+                    before, total = fold(out, before, total, part, part_state, head_dim)
+                    store(state, before)
+                    store(state + 4, total)
 
     @njit(error_model="numpy")
     def merge(context, first_slot, slots, out):
-        """Merge the partial results of one token: float32 [heads, head_dim] at `out`."""
+        """Fold the partial results of one token, in order: float32 [heads, head_dim] at `out`."""
         head_dim = field(context, abi.HEAD_DIM)
         heads = field(context, abi.N_HEADS)
-        partial = field(context, abi.PARTIAL)
-        states = field(context, abi.PARTIAL_STATE)
         for head in range(heads):
-            top = _LOWEST
-            for slot in range(first_slot, first_slot + slots):
-                top = max(top, load(types.float32, states + 8 * (slot * heads + head)))
-            total = np.float32(0)
+            first = first_slot * heads + head
+            partial, state = field(context, abi.PARTIAL), field(context, abi.PARTIAL_STATE)
+            top = load(types.float32, state + 8 * first)
+            total = load(types.float32, state + 8 * first + 4)
             for i in range(0, head_dim, FEATURES):
-                store(out + 4 * i, zero(part_f32))
-            for slot in range(first_slot, first_slot + slots):
+                store(out + 4 * i, load(part_f32, partial + 4 * (first * head_dim + i)))
+            for slot in range(first_slot + 1, first_slot + slots):
                 at = slot * heads + head
-                keep = exponential_scalar(load(types.float32, states + 8 * at) - top)
-                total += keep * load(types.float32, states + 8 * at + 4)
-                kept = splat(part_f32, keep)
-                for i in range(0, head_dim, FEATURES):
-                    part = load(part_f32, partial + 4 * (at * head_dim + i))
-                    store(out + 4 * i, fma(part, kept, load(part_f32, out + 4 * i)))
+                top, total = fold(out, top, total, partial + 4 * at * head_dim, state + 8 * at, head_dim)
             scale = splat(part_f32, np.float32(1) / total)
             for i in range(0, head_dim, FEATURES):
                 store(out + 4 * i, mul(load(part_f32, out + 4 * i), scale))

@@ -230,6 +230,11 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
             copy_row(x, width, out)
 
     @njit(**OPTIONS)
+    def chunks_of(position):
+        """Chunks of the cache that a token at `position` sees."""
+        return position // (abi.KV_BLOCK * abi.CHUNK_BLOCKS) + 1
+
+    @njit(**OPTIONS)
     def records(descriptor):
         return (load(types.int64, descriptor + 8 * abi.OUT_FEATURES) + lanes - 1) // lanes
 
@@ -284,24 +289,25 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
         kv_bits = field(context, abi.KV_BITS)
         start = types.int64(0)  # a literal would make a copy of every kernel it is passed to
         if tokens == 1:
-            # The keys are split among the threads; whoever has the last block also writes the new key and value.
-            blocks = position // abi.KV_BLOCK + 1
-            first, last = share(blocks, thread, threads)
-            if last == blocks and first < last:
-                write_keys_values(kv_bits, (context, layer, start))
-            for head in range(kv_heads):
-                attend(kv_bits, (context, layer, head, start, start + 1, first, last, thread, start, scratch))
+            # Units of one KV head and one chunk. Who has the last chunk writes that head's new key and value first.
+            chunks = chunks_of(position)
+            first, last = share(kv_heads * chunks, thread, threads)
+            for unit in range(first, last):
+                head, chunk = unit % kv_heads, unit // kv_heads
+                if chunk == chunks - 1:
+                    write_keys_values(kv_bits, (context, layer, start, head, head + 1))
+                attend(kv_bits, (context, layer, head, start, start + 1, chunk, chunk + 1, chunk, start, scratch))
             return
         first, last = share(tokens, thread, threads)
         for token in range(first, last):
-            write_keys_values(kv_bits, (context, layer, token))
+            write_keys_values(kv_bits, (context, layer, token, start, kv_heads))
         barrier(context)
         parts = (tokens + abi.QUERY_BLOCK - 1) // abi.QUERY_BLOCK
         for unit in range(thread, kv_heads * parts, threads):
             first = unit // kv_heads * abi.QUERY_BLOCK
             last = min(tokens, first + abi.QUERY_BLOCK)
-            blocks = (position + last - 1) // abi.KV_BLOCK + 1
-            attend(kv_bits, (context, layer, unit % kv_heads, first, last, start, blocks, start, start + 1, scratch))
+            chunks = chunks_of(position + last - 1)
+            attend(kv_bits, (context, layer, unit % kv_heads, first, last, start, chunks, start, start + 1, scratch))
 
     @njit(error_model="numpy")
     def run_layer(context, layer, thread, threads, tokens):
@@ -319,7 +325,7 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
         x = field(context, abi.ROWS)
         if not shared:
             x = field(context, abi.SCRATCH) + (thread + 1) * field(context, abi.SCRATCH_BYTES) - row_bytes
-        slots = types.int64(1) if shared else threads
+        slots = types.int64(1) if shared else chunks_of(field(context, abi.POSITION))
 
         descriptor = layer + 8 * abi.LAYER_QKV
         normed_rows(context, thread, load(types.int64, layer + 8 * abi.INPUT_NORM), descriptor, first, last, x)

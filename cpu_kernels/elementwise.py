@@ -68,6 +68,10 @@ def make_exponential(lanes: int) -> Any:
     return exponential
 
 
+# Of sums over a row, whatever the instruction set's own width: all of them add in the same order, to the same bits.
+SUM_LANES = 16
+
+
 @dataclass(frozen=True)
 class RowKernels:
     """Functions on one row (addresses of float32 values; widths are multiples of 32).
@@ -88,13 +92,14 @@ def make_row_kernels(ops: IsaOps) -> RowKernels:
     """Row kernels at the instruction set's own width."""
     lanes, f32, i32, i8 = ops.lanes, ops.f32, ops.i32, ops.i8
     exponential = make_exponential(lanes)
+    summed = Vector("f32", SUM_LANES)
     step_bytes = 4 * lanes
 
     @njit(**OPTIONS)
     def rms_norm(x, weight, width, eps, out):
-        squares = zero(f32)
-        for offset in range(0, 4 * width, step_bytes):
-            value = load(f32, x + offset)
+        squares = zero(summed)
+        for offset in range(0, 4 * width, 4 * SUM_LANES):
+            value = load(summed, x + offset)
             squares = fma(value, value, squares)
         mean = reduce_add(squares) / np.float32(width)
         scale = splat(f32, _ONE / square_root_scalar(mean + eps))

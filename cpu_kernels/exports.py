@@ -55,11 +55,11 @@ def kernel_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
         for offset in range(0, 4 * count, 4 * lanes):
             store(out + offset, exponential(load(f32, x + offset)))
 
-    def write_cache(context, layer, token):
-        write_keys_values(context, layer, token)
+    def write_cache(context, layer, token, first_head, last_head):
+        write_keys_values(context, layer, token, first_head, last_head)
 
-    def attend_blocks(context, layer, kv_head, first, last, first_block, last_block, slot, slot_per_token, scratch):
-        attend(context, layer, kv_head, first, last, first_block, last_block, slot, slot_per_token, scratch)
+    def attend_chunks(context, layer, kv_head, first, last, first_chunk, last_chunk, slot, slot_per_token, scratch):
+        attend(context, layer, kv_head, first, last, first_chunk, last_chunk, slot, slot_per_token, scratch)
 
     def merge_slots(context, first_slot, slots, out):
         merge(context, first_slot, slots, out)
@@ -69,7 +69,7 @@ def kernel_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
         Export("rms_norm", rms_norm_row, 5),
         Export("quantize_row", quantize, 4),
         Export("exponential", exponentials, 3),
-        Export("write_keys_values", write_cache, 3),
-        Export("attend", attend_blocks, 10),
+        Export("write_keys_values", write_cache, 5),
+        Export("attend", attend_chunks, 10),
         Export("merge", merge_slots, 4),
     ]

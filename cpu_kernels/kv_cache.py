@@ -40,7 +40,7 @@ _ELEMENT_BYTES = {"i8": 1, "f16": 2, "f32": 4}
 
 @dataclass(frozen=True)
 class CacheKernels:
-    """write_keys_values(context, layer, token): rotate the keys of a token and keep its keys and values, all KV heads.
+    """write_keys_values(context, layer, token, first head, last head): rotate and keep the keys, keep the values.
 
     widen_block(context, layer, kv_head, block, positions, keys, values): one block as float32, all keys of it and
     `positions` values.
@@ -102,7 +102,7 @@ def make_cache_kernels(cache: str) -> CacheKernels:
             store(row + 4 * (i + half), second * cosine + first * sine)
 
     @njit(error_model="numpy")
-    def write_keys_values(context, layer, token):
+    def write_keys_values(context, layer, token, first_head, last_head):
         head_dim = field(context, abi.HEAD_DIM)
         half = head_dim // 2
         heads, kv_heads = field(context, abi.N_HEADS), field(context, abi.N_KV_HEADS)
@@ -111,7 +111,7 @@ def make_cache_kernels(cache: str) -> CacheKernels:
         row = field(context, abi.QKV) + 4 * token * field(context, abi.QKV_STRIDE)
         cosines = field(context, abi.COSINES) + 4 * position * half
         sines = field(context, abi.SINES) + 4 * position * half
-        for head in range(kv_heads):
+        for head in range(first_head, last_head):
             key = row + 4 * (heads + head) * head_dim
             rotate(key, cosines, sines, half)  # nobody else reads this part of the row
             scale = find_scale(key, head_dim)

@@ -30,7 +30,7 @@ class Buffers:
         attention_width = model.n_heads * model.head_dim
         widest = max(model.hidden_size, model.intermediate_size, attention_width)
         blocks = -(-context_length // abi.KV_BLOCK)
-        slots = max(n_threads, abi.MAX_TOKENS)
+        slots = abi.partial_slots(context_length)
         self.cache_length = blocks * abi.KV_BLOCK
         self.qkv_stride = attention_width + 2 * model.n_kv_heads * model.head_dim
         self.logits_stride = -(-model.vocab_size // 16) * 16

@@ -278,21 +278,27 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("activations", ["int8", "float"])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 13])
-def test_rows_of_a_step_have_the_bits_of_single_steps(bundle: Path, activations: str, count: int) -> None:
-    with Decoder.open(bundle, n_threads=1, activations=activations) as decoder:  # type: ignore[arg-type]
-        tokens = np.random.default_rng().integers(0, decoder.config.vocab_size, 70 + count).tolist()
-        decoder.forward(tokens[:70])
-        single = np.stack([decoder.forward([token]).copy() for token in tokens[70:]])
-        decoder.rewind(70)
-        rows = decoder.forward_draft(tokens[70:])
-        assert decoder.position == 70 + count
-        assert np.array_equal(rows, single)
+@pytest.mark.parametrize("before", [1, 60, 127])
+def test_rows_of_a_step_have_the_bits_of_single_steps(bundle: Path, activations: str, count: int, before: int) -> None:
+    """However many threads there are: whatever is checked in one step is what decoding would have given."""
+    results = []
+    for n_threads in (1, 2, 3):
+        with Decoder.open(bundle, n_threads=n_threads, activations=activations) as decoder:  # type: ignore[arg-type]
+            if not results:
+                tokens = np.random.default_rng().integers(0, decoder.config.vocab_size, before + count).tolist()
+            decoder.forward(tokens[:before])
+            results.append(np.stack([decoder.forward([token]).copy() for token in tokens[before:]]))
+            decoder.rewind(before)
+            results.append(decoder.forward_draft(tokens[before:]).copy())
+            assert decoder.position == before + count
+    for rows in results[1:]:
+        assert np.array_equal(rows, results[0])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_real_model_gives_the_same_tokens(bundle: Path, temperature: float) -> None:
     settings = SamplerSettings(temperature=temperature, top_k=20, seed=4)
-    with Decoder.open(bundle, n_threads=1) as decoder:
+    with Decoder.open(bundle, n_threads=2) as decoder:
         pattern = np.random.default_rng().integers(0, min(400, decoder.config.vocab_size), 8).tolist()
         expected = tokens_of(run(decoder, pattern * 4, settings, max_new_tokens=150))
         decoder.rewind(0)
