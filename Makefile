@@ -38,8 +38,8 @@ $(VENV)/dev.stamp: $(VENV)/host.stamp
 	@touch $@
 
 # Programs of the operating system that some tests talk to. Where they cannot be had, those tests skip and say so.
-PROGRAMS := ssh tmux qemu-aarch64-static mmdebstrap zstd
-PROGRAM_PACKAGES := openssh-server openssh-client tmux qemu-user-static mmdebstrap zstd
+PROGRAMS := ssh tmux qemu-aarch64-static mmdebstrap zstd ld.lld llvm-objdump
+PROGRAM_PACKAGES := openssh-server openssh-client tmux qemu-user-static mmdebstrap zstd lld llvm
 $(VENV)/servers.stamp: $(VENV)/dev.stamp
 	@if ! { test -x /usr/sbin/sshd && for name in $(PROGRAMS); do command -v $$name >/dev/null || exit 1; done; }; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -6,6 +6,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def _quick_foreign_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     build_object = cpu_kernels.build.build_object
     own = detect.detect_host().target.machine
 
-    def build(target: Target, isa: str) -> bytes:
-        return build_object(target, isa) if target.machine == own else b"\x7fELF of " + str(target).encode()
+    def build(target: Target, isa: str, bits: Sequence[int]) -> bytes:
+        return build_object(target, isa, bits) if target.machine == own else b"\x7fELF of " + str(target).encode()
 
     monkeypatch.setattr(cpu_kernels.build, "build_object", build)
 

@@ -147,10 +147,12 @@ def test_system_and_raw(run: Run) -> None:
 
 
 def test_engine_options_arrive(run: Run, opened: list[dict[str, Any]], tmp_path: Path) -> None:
-    run("--prompt", "hi", "--threads", "3", "--context-length", "99", "--activations", "float")
-    assert opened == [{"bundle": tmp_path, "n_threads": 3, "context_length": 99, "activations": "float"}]
+    run("--prompt", "hi", "--threads", "3", "--context-length", "99", "--activations", "float", "--kv-bits", "8")
+    given = {"bundle": tmp_path, "n_threads": 3, "context_length": 99, "activations": "float", "kv_bits": 8}
+    assert opened == [given]
     run("--prompt", "hi")
-    assert opened[1] == {"bundle": tmp_path, "n_threads": 0, "context_length": None, "activations": "int8"}
+    usual = {"bundle": tmp_path, "n_threads": 0, "context_length": None, "activations": "int8", "kv_bits": 0}
+    assert opened[1] == usual
 
 
 def test_threads_that_were_measured_once_are_used_from_then_on(
