@@ -15,8 +15,8 @@ from edgeawq.deploy.release import Release
 from edgeawq.errors import BundleError, EdgeawqError
 
 MAX_CHANNELS = 4
-CHANNEL_BYTES_PER_S = 40e6  # what one channel carries of a 2 MiB window at the round trip below
-CHANNEL_ROUND_TRIP_S = 0.02  # from here on one more channel for each such time
+CHANNEL_ROUND_TRIP_S = 0.02  # one more channel for each such time: a channel has 2 MiB on the way, no more
+MORE_CHANNELS_FROM_BYTES = 16 << 20  # starting a channel takes a process on the device
 SMALL_WRITE_BYTES = 256 << 10
 # zlib's fastest level packs about this much a second on one core, so a quicker link is better off without.
 COMPRESS_BELOW_BYTES_PER_S = 40e6
@@ -54,9 +54,14 @@ class UploadOptions:
     limiter: Limiter | None = None
 
 
-def choose_channels(round_trip_s: float) -> int:
-    """Return how many channels fill the way to a device: one nearby, up to MAX_CHANNELS far away."""
-    return max(1, min(MAX_CHANNELS, 1 + int(round_trip_s / CHANNEL_ROUND_TRIP_S + 0.5)))
+def choose_channels(round_trip_s: float, upload_bytes: int) -> int:
+    """Return how many channels an upload is worth: two nearby, up to MAX_CHANNELS far away, one for little.
+
+    Nearby the second one keeps the line busy while the device hashes and writes what came over the first.
+    """
+    if upload_bytes < MORE_CHANNELS_FROM_BYTES:
+        return 1
+    return max(2, min(MAX_CHANNELS, 1 + int(round_trip_s / CHANNEL_ROUND_TRIP_S + 0.5)))
 
 
 def upload(
@@ -72,7 +77,7 @@ def upload(
     """
     started = time.monotonic()
     work = _Work(release, missing, options, on_progress)
-    wanted = options.channels or choose_channels(client.measure_round_trip_s())
+    wanted = options.channels or choose_channels(client.measure_round_trip_s(), work.upload_bytes)
     links = client.join(min(wanted, len(work.pieces)) - 1) if wanted > 1 and len(work.pieces) > 1 else []
     work.sent.channels = 1 + len(links)
     threads = [threading.Thread(target=work.run, args=(link,), daemon=True) for link in links]
@@ -122,6 +127,7 @@ class _Work:
         self.options = options
         self.on_progress = on_progress
         self.pieces = deque(list_pieces(release, missing))
+        self.upload_bytes = sum(piece.length for piece in self.pieces)
         self.lock = threading.Lock()
         self.failures: list[BaseException] = []
         self.sent = Sent(files=len({piece.file for piece in self.pieces}))

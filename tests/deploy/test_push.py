@@ -393,7 +393,12 @@ def test_a_killed_receiver_and_a_second_push(
 
     def kill(client: ReceiverClient, delay_s: float) -> None:
         child = client.link.process._child.pid  # type: ignore[attr-defined]
-        timer = threading.Timer(delay_s, lambda: os.kill(child, signal.SIGKILL))
+
+        def strike() -> None:
+            with contextlib.suppress(ProcessLookupError):  # a quick push may be over by then
+                os.kill(child, signal.SIGKILL)
+
+        timer = threading.Timer(delay_s, strike)
         timer.start()
         if not delay_s:
             timer.join()

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.server
 NOP = 0xD503201F
 UDOT = 0x6E809400  # udot v0.4s, v0.16b, v0.16b
 # What all sdot and udot of whole vectors have in common, whatever their registers.
-DOT_PRODUCT, DOT_PRODUCT_MASK = 0x0E809400, 0x9FE0FC00
+# sdot and udot: (value, mask) of a word; of two whole registers, and of a register with one lane of another
+DOT_PRODUCTS = ((0x0E809400, 0x9FE0FC00), (0x0F80E000, 0x9FC0F400))
 ILLEGAL_INSTRUCTION = 128 + 4  # SIGILL, as a shell reports it
 
 
@@ -192,4 +193,4 @@ def test_the_embedded_model_gives_the_right_answer(scene: Scene, start_device: S
 def count_dot_products(code: bytes) -> int:
     """How many words of an object file are sdot or udot."""
     words = (int.from_bytes(code[start : start + 4], "little") for start in range(0, len(code) - 3, 4))
-    return sum(word & DOT_PRODUCT_MASK == DOT_PRODUCT for word in words)
+    return sum(word & mask == value for word in words for value, mask in DOT_PRODUCTS)
