@@ -1,4 +1,6 @@
-"""Upload rate of a push over loopback SSH, next to scp and `ssh cat` with the same cipher.
+"""Upload rate of a push over loopback SSH, next to scp of the very same files, and `ssh cat`, with the same cipher.
+
+Two releases: one large file and ten small ones, and the same with 1500 small files, as a real site folder has.
 
 Run: python -m benchmarks.push_throughput [--megabytes 500] [--rounds 3]
 
@@ -38,27 +40,32 @@ def measure(megabytes: int, rounds: int) -> dict[str, list[float]]:
         # No key, agent or known_hosts of the user's is used.
         os.environ["HOME"] = str(folder)
         server = SshServer(folder / "sshd", extra_config="Subsystem sftp internal-sftp")
-        site = make_site(folder / "site", n_files=1500)
+        sites = {count: make_site(folder / f"site{count}", n_files=count) for count in (10, 1500)}
         ssh_options = ["-q", "-i", str(server.identity), "-o", f"UserKnownHostsFile={server.known_hosts}", "-c", CIPHER]
         try:
             for number in range(rounds):
                 bundle = make_bundle(folder / f"bundle{number}", weights_bytes=megabytes * 1_000_000)
-                for channels in (1, 2):
-                    root = folder / f"root{number}-{channels}"
+                for small_files, channels in ((10, 1), (10, 2), (1500, 2)):
+                    site = sites[small_files]
+                    root = folder / f"root{number}-{small_files}-{channels}"
                     device = server.device(root=str(root))
                     # Not compressed, whatever the line: the ratio to scp is wanted.
                     options = PushOptions(upload=UploadOptions(channels=channels, compression="never"))
                     with connect(device) as transport:
-                        first = push(transport, device, bundle, options, site=lambda *_: site)
-                        second = push(transport, device, bundle, options, site=lambda *_: site)
-                    note(f"edgeawq upload, channels: {channels}, MB/s", first.bytes_sent / 1e6 / first.upload_s)
-                    note("whole first push, s", first.seconds)
-                    note("second push with nothing new, s", second.seconds)
+                        first = push(transport, device, bundle, options, site=lambda *_, chosen=site: chosen)
+                        second = push(transport, device, bundle, options, site=lambda *_, chosen=site: chosen)
+                    what = f"{small_files} small files"
+                    note(f"push, {what}, channels: {channels}, MB/s", first.bytes_sent / 1e6 / first.upload_s)
+                    note(f"push again with nothing new, {what}, s", second.seconds)
                     shutil.rmtree(root)
+                for small_files, site in sites.items():
+                    tree = folder / "tree"
+                    scp = ["scp", *ssh_options, "-r", "-P", str(server.port), str(bundle), str(site)]
+                    tree.mkdir()
+                    seconds = _time(lambda command=[*scp, f"127.0.0.1:{tree}"]: _run(command, None))
+                    note(f"scp -r, {small_files} small files, MB/s", megabytes / seconds)
+                    shutil.rmtree(tree)
                 weights, copy = bundle / "weights.bin", folder / "copy"
-                scp = ["scp", *ssh_options, "-P", str(server.port), str(weights), f"127.0.0.1:{copy}"]
-                note("scp, MB/s", megabytes / _time(lambda command=scp: _run(command, None)))
-                copy.unlink()
                 cat = ["ssh", *ssh_options, "-p", str(server.port), "127.0.0.1", f"cat > {copy} && sync {copy}"]
                 note(
                     "ssh cat and sync, MB/s",
@@ -88,7 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name, values in measure(arguments.megabytes, arguments.rounds).items():
         spread = ", ".join(f"{value:.1f}" for value in values)
-        print(f"{name:38} median {statistics.median(values):7.1f}   ({spread})")
+        print(f"{name:50} median {statistics.median(values):7.1f}   ({spread})")
 
 
 if __name__ == "__main__":

@@ -259,13 +259,29 @@ class Incoming:
 
 
 class Batch:
-    """Small files of one channel that have arrived and are not durable yet: several fsyncs at a time are quicker."""
+    """What one channel has received and not finished: a chunk that is being written, small files not yet durable."""
 
     def __init__(self, incoming: Incoming, wire: Wire) -> None:
         self.incoming = incoming
         self.wire = wire
-        self.entries: list[tuple[int, str, File]] = []
+        self.writing: Future[None] | None = None
+        self.entries: list[tuple[int, str, File]] = []  # several fsyncs at a time are quicker
         self.size = 0
+
+    def keep(self, index: int, chunk: int, block: memoryview) -> None:
+        """Keep content whose hash is right; a chunk of a large file is written while the next one is read."""
+        self.finish_writing()
+        if index not in self.incoming.assemblies:
+            self.incoming.store(index, chunk, block, self)
+            return
+        self.writing = self.incoming.pool.submit(self.incoming.store, index, chunk, block, self)
+        self.wire.swap_blocks()
+
+    def finish_writing(self) -> None:
+        """Wait for the chunk that is being written; what went wrong with it is raised here."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            self.wire.wait_for(writing)
 
     def add(self, file: File, block: memoryview) -> None:
         temporary = self.incoming.home.path("partial", f"{file.name}.{self.incoming.home.lock.token}")
@@ -277,6 +293,8 @@ class Batch:
             self.store()
 
     def store(self) -> None:
+        """Make all that this channel has received durable, but for large files that are not complete."""
+        self.finish_writing()
         descriptors = [descriptor for descriptor, _, _ in self.entries]
         self.wire.wait_for(self.incoming.pool.submit(fsync_all, descriptors))
         while self.entries:
@@ -288,6 +306,9 @@ class Batch:
 
     def discard(self) -> None:
         """Remove what is not named yet; the host sends it again."""
+        if self.writing is not None:
+            wait([self.writing])  # it uses a descriptor that is closed next
+            self.writing = None
         for descriptor, temporary, _ in self.entries:
             os.close(descriptor)
             with contextlib.suppress(OSError):
@@ -314,7 +335,7 @@ def receive(wire: Wire, request: dict[str, Any], incoming: Incoming, batch: Batc
         block = wire.read_exactly(length, state.update)
     if state.hexdigest() != digest:
         raise Refusal("hash", "what arrived does not have the hash that was announced", sha256=digest)
-    incoming.store(index, chunk, block, batch)
+    batch.keep(index, chunk, block)
 
 
 def inflate(block: memoryview, size: int) -> memoryview:

@@ -25,6 +25,7 @@ class Wire:
         self.writer = writer
         self.buffer = bytearray()
         self.block = bytearray()
+        self.other_block = bytearray()
         self.last_sent = time.monotonic()
         self.sending = threading.Lock()
 
@@ -74,6 +75,10 @@ class Wire:
         if not isinstance(message, dict):
             raise Refusal("protocol", "a request is not a JSON object", fatal=True)
         return message
+
+    def swap_blocks(self) -> None:
+        """Let what was read last stay valid for one more call of read_exactly."""
+        self.block, self.other_block = self.other_block, self.block
 
     def read_exactly(self, size: int, on_bytes: Callable[[memoryview], object] = len) -> memoryview:
         """Return the next `size` bytes, valid until the next call; the caller has checked that they fit the memory.
