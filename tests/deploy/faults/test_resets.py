@@ -44,6 +44,8 @@ def test_resets(wide_stage: Stage, server: SshServer, tmp_path: Path, direction:
         push_through(wide_stage, dataclasses.replace(device, port=counting.port), channels)
     total = counting.passed[direction]
     assert total > (13_000_000 if direction == "up" else 3000)
+    # What the device sends differs from run to run: sshd says how much it has taken as it finds the time.
+    certain = total * (0.98 if direction == "up" else 0.5)
     source = random.Random(choose_seed())
     # Half of them in the conversation before and after the content, which is small and has most of the steps.
     limits = [source.randrange(total) if number % 2 else source.randrange(40_000) for number in range(60 if ALL else 4)]
@@ -54,7 +56,7 @@ def test_resets(wide_stage: Stage, server: SshServer, tmp_path: Path, direction:
         trust_proxy(server, proxy)
         with contextlib.closing(proxy), contextlib.suppress(EdgeawqError):
             push_through(wide_stage, server.device(root=str(root), port=proxy.port), channels)
-            assert limit > total * 0.98, "it has not come to a reset"
+            assert limit > certain, "it has not come to a reset"
         assert answer(root) in ("old", "new")
         assert wait_until_unlocked(root), "the receiver must notice that the host has gone"
         push_through(wide_stage, server.device(root=str(root)), channels)
