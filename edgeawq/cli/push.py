@@ -131,7 +131,8 @@ def make_options(device: Device, options: Mapping[str, Any]) -> PushOptions:
         dry_run=options["dry_run"],
         upload=UploadOptions(
             channels=options["channels"],
-            compression=options["compress"],
+            # Through a pipe of this machine there is nothing to save.
+            compression="never" if device.is_local and options["compress"] == "auto" else options["compress"],
             limiter=RateLimiter(parse_rate(rate)) if rate else None,
         ),
     )
