@@ -90,6 +90,6 @@ def test_finds_the_answer_at_the_end(output: bytes, found: dict[str, object]) ->
 def test_nothing_of_this_device_s_python_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     monkeypatch.setenv("PYTHONSTARTUP", "/elsewhere")
-    environment = make_environment("/root/releases/x")
-    assert environment["PYTHONPATH"] == "/root/releases/x/site" and "PYTHONSTARTUP" not in environment
+    environment = make_environment("/device/releases/x")
+    assert environment["PYTHONPATH"] == "/device/releases/x/site" and "PYTHONSTARTUP" not in environment
     assert environment["PATH"] == os.environ["PATH"]
