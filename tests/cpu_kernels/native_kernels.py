@@ -106,6 +106,25 @@ def expected_linear(x: np.ndarray, linear: QuantizedLinear) -> np.ndarray:
     return reference_linear(x, linear.q, linear.scales, linear.zeros, linear.group_size)
 
 
+def magnitude(x: np.ndarray, linear: QuantizedLinear) -> np.ndarray:
+    """Σ|x|·(q + zero)·scale, float64 [tokens, out_features]: what rounding errors of a dot product are relative to.
+
+    The kernels sum weights and zero points apart, so both count.
+    """
+
+    def widened(values: np.ndarray) -> np.ndarray:
+        return np.repeat(values.astype(np.float64), linear.group_size, axis=1)
+
+    weights = (linear.q + widened(linear.zeros)) * widened(linear.scales)
+    return np.asarray(np.abs(x.astype(np.float64)) @ weights.T)
+
+
+def assert_sums_agree(actual: np.ndarray, expected: np.ndarray, magnitudes: np.ndarray) -> None:
+    """Each sum is right to float32 rounding of its terms, also where they cancel; a missing term is far outside."""
+    worst = float(np.max(np.abs(actual - expected) / magnitudes))
+    assert worst < 5e-7, f"off by {worst:.2g} of the terms' magnitude"
+
+
 def normalized_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Mean squared error over mean square of the reference."""
     return float(np.sum((actual - expected) ** 2) / max(np.sum(expected**2), 1e-300))
