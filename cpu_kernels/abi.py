@@ -8,7 +8,7 @@ This module imports nothing, so that a device can use it.
 
 from __future__ import annotations
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 # Positions in the context, in int64 words.
 N_THREADS = 0
@@ -83,7 +83,8 @@ SYNC_SLEEPERS = 32
 SYNC_WORK = 48  # number of the step; threads wait for it to change
 SYNC_WORK_SLEEPERS = 64
 SYNC_QUIT = 80
-SYNC_WORDS = 96
+SYNC_TICKETS = 96  # parts of the present operation that are taken; 0 again after each barrier
+SYNC_WORDS = 112
 
 # What the KV cache may hold, by kind of activations: bits → element. The first one is the usual one.
 CACHE_ELEMENTS = {"int8": {16: "f16", 8: "i8"}, "float": {32: "f32"}}
@@ -120,5 +121,5 @@ def scratch_bytes(hidden: int, intermediate: int, n_heads: int, n_kv_heads: int,
     widest = max(hidden, intermediate, n_heads * head_dim)
     rows = widest * 4 + 64 + activation_row_bytes(widest)
     queries = QUERY_BLOCK * (n_heads // n_kv_heads)
-    attention = 4 * (2 * KV_BLOCK * head_dim + 2 * queries * head_dim + 2 * queries + KV_BLOCK) + 256
+    attention = 4 * (2 * KV_BLOCK * head_dim + 2 * queries * head_dim + 2 * queries + 2 * KV_BLOCK) + 256
     return -(-(max(rows, attention) + 64) // 4096) * 4096

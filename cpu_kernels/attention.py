@@ -95,28 +95,37 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
                     store(out + 4 * (i + half), b * cosine + a * sine)
                 out += 4 * head_dim
 
-    def make_sum_values(kind: Vector) -> Any:
+    def make_sum_values(kind: Vector) -> tuple[Any, Any]:
+        """out · keep + Σ weight · value, for as many features as `kind` has: for one query, and for two."""
+
         @njit(**OPTIONS)
         def sum_values(out, keep, positions, values, row_bytes, scores):
-            """out · keep + Σ weight · value, for as many features as `kind` has."""
             sums = mul(load(kind, out), splat(kind, keep))
             for j in range(positions):
                 weight = splat(kind, load(types.float32, scores + 4 * j))
                 sums = fma(weight, load(kind, values + j * row_bytes), sums)
             store(out, sums)
 
-        return sum_values
+        @njit(**OPTIONS)
+        def sum_values2(out, next_row, keep0, keep1, positions, values, row_bytes, scores):
+            sums0 = mul(load(kind, out), splat(kind, keep0))
+            sums1 = mul(load(kind, out + next_row), splat(kind, keep1))
+            for j in range(positions):
+                value = load(kind, values + j * row_bytes)
+                sums0 = fma(splat(kind, load(types.float32, scores + 4 * j)), value, sums0)
+                sums1 = fma(splat(kind, load(types.float32, scores + BLOCK_F32 + 4 * j)), value, sums1)
+            store(out, sums0)
+            store(out + next_row, sums1)
+
+        return sum_values, sum_values2
 
     # 32 features are 8 chains of multiply-adds on a 128-bit machine: enough to hide their latency
-    sum_values, sum_values_wide = make_sum_values(part_f32), make_sum_values(Vector("f32", 2 * FEATURES))
+    sum_values, sum_values2 = make_sum_values(part_f32)
+    sum_values_wide, sum_values_wide2 = make_sum_values(Vector("f32", 2 * FEATURES))
 
     @njit(**OPTIONS)
-    def attend_block(query, head_dim, positions, keys, values, scores, out, state):
-        """Online softmax over one block for one query: out [head_dim] and state (maximum, sum) are updated."""
-        score = zero(block_f32)
-        for i in range(head_dim):
-            feature = splat(block_f32, load(types.float32, query + 4 * i))
-            score = fma(feature, load(block_f32, keys + BLOCK_F32 * i), score)
+    def weigh(score, positions, scores, state):
+        """Online softmax: scores of a block → weights at `scores`, state (maximum, sum); what to keep of the sums."""
         if positions < BLOCK:
             store(scores, score)
             for j in range(positions, BLOCK):
@@ -135,12 +144,43 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
             total = reduce_add(weights)
         store(state, top)
         store(state + 4, load(types.float32, state + 4) * keep + total)
+        return keep
+
+    @njit(**OPTIONS)
+    def attend_block(query, head_dim, positions, keys, values, scores, out, state):
+        """One block for one query: out [head_dim] and state (maximum, sum) are updated."""
+        score = zero(block_f32)
+        for i in range(head_dim):
+            feature = splat(block_f32, load(types.float32, query + 4 * i))
+            score = fma(feature, load(block_f32, keys + BLOCK_F32 * i), score)
+        keep = weigh(score, positions, scores, state)
         i = 0
         while i + 2 * FEATURES <= head_dim:
             sum_values_wide(out + 4 * i, keep, positions, values + 4 * i, 4 * head_dim, scores)
             i += 2 * FEATURES
         if i < head_dim:
             sum_values(out + 4 * i, keep, positions, values + 4 * i, 4 * head_dim, scores)
+
+    @njit(**OPTIONS)
+    def attend_block2(query, head_dim, positions, keys, values, scores, out, state):
+        """The same for two queries that follow each other: keys and values are loaded once for both.
+
+        One query's 32 scores are 4 chains on a 256-bit machine, too few to hide the latency of a multiply-add.
+        """
+        next_row = 4 * head_dim
+        score0, score1 = zero(block_f32), zero(block_f32)
+        for i in range(head_dim):
+            key = load(block_f32, keys + BLOCK_F32 * i)
+            score0 = fma(splat(block_f32, load(types.float32, query + 4 * i)), key, score0)
+            score1 = fma(splat(block_f32, load(types.float32, query + next_row + 4 * i)), key, score1)
+        keep0 = weigh(score0, positions, scores, state)
+        keep1 = weigh(score1, positions, scores + BLOCK_F32, state + 8)
+        i = 0
+        while i + 2 * FEATURES <= head_dim:
+            sum_values_wide2(out + 4 * i, next_row, keep0, keep1, positions, values + 4 * i, next_row, scores)
+            i += 2 * FEATURES
+        if i < head_dim:
+            sum_values2(out + 4 * i, next_row, keep0, keep1, positions, values + 4 * i, next_row, scores)
 
     @njit(**OPTIONS)
     def clear(out, state, head_dim):
@@ -176,7 +216,7 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
         keys = scratch
         values = keys + 4 * BLOCK * head_dim
         scores = values + 4 * BLOCK * head_dim
-        queries = scores + BLOCK_F32
+        queries = scores + 2 * BLOCK_F32
         parts = queries + 4 * rows * head_dim  # float32 [rows, head_dim]
         part_states = parts + 4 * rows * head_dim  # float32 [rows, 2]
         rotate_queries(context, kv_head, first, last, queries)
@@ -192,13 +232,19 @@ def make_attention_kernels(cache: str) -> AttentionKernels:
                 if seen <= 0:
                     break
                 widen_block(context, layer, kv_head, block, seen, keys, values)
-                for token in range(first, last):
-                    visible = min(BLOCK, position + token + 1 - start)
-                    if visible <= 0:
-                        continue
-                    for row in range((token - first) * group, (token - first + 1) * group):
-                        query, out = queries + 4 * row * head_dim, parts + 4 * row * head_dim
-                        attend_block(query, head_dim, visible, keys, values, scores, out, part_states + 8 * row)
+                # the first token that sees any of the block; from there on rows go in pairs that see as much
+                row = max(types.int64(0), start - position - first) * group
+                while row < rows:
+                    visible = min(BLOCK, position + first + row // group + 1 - start)
+                    query, out = queries + 4 * row * head_dim, parts + 4 * row * head_dim
+                    state = part_states + 8 * row
+                    both = min(BLOCK, position + first + (row + 1) // group + 1 - start) == visible
+                    if row + 1 < rows and both:
+                        attend_block2(query, head_dim, visible, keys, values, scores, out, state)
+                        row += 2
+                    else:
+                        attend_block(query, head_dim, visible, keys, values, scores, out, state)
+                        row += 1
             for token in range(first, last):
                 if position + token < chunk * abi.CHUNK_BLOCKS * BLOCK:
                     continue  # the chunk lies behind this token

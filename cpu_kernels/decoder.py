@@ -23,6 +23,12 @@ from cpu_kernels.vectors import add, convert, float_of_bits, load, load_nibbles,
 
 _STORE, _ADD = 0, 1  # what a linear layer does with its result
 
+# A thread's share of a layer's records: most of it is its own, the rest lies in parts that whoever is ready takes. So a
+# slower core, or one that is shared with another program, holds the others up less. Small layers are not worth it.
+_OPEN_SHARE = 4  # 1 / of the share
+_OPEN_PARTS = 4
+_SMALL_SHARE = 4 * _OPEN_PARTS  # records
+
 
 def make_linear_layer(ops: IsaOps, bits: int, activations: str) -> tuple[Any, Any]:
     """(linear, gated) for weights of `bits`: records first … last - 1 of a layer on `tokens` activation rows."""
@@ -207,7 +213,7 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
     attend = choose_by_bits({bits: kernels.attend for bits, kernels in caches.items()})
     merge = next(iter(caches.values())).merge
     rms_norm, quantize_row, copy_row = rows.rms_norm, rows.quantize_row, rows.copy_row
-    barrier = common.threads.barrier
+    barrier, take_ticket = common.threads.barrier, common.threads.take_ticket
     layers = {bits: make_linear_layer(ops, bits, activations) for bits in weight_bits}
     linear = choose_by_bits({bits: layer[0] for bits, layer in layers.items()})
     gated_linear = choose_by_bits({bits: layer[1] for bits, layer in layers.items()})
@@ -238,19 +244,44 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
     def records(descriptor):
         return (load(types.int64, descriptor + 8 * abi.OUT_FEATURES) + lanes - 1) // lanes
 
-    @njit(error_model="numpy")
-    def run_linear(descriptor, mode, x, x_stride, out, out_stride, tokens, thread, threads):
-        first, last = share(records(descriptor), thread, threads)
-        bits = load(types.int64, descriptor + 8 * abi.BITS)
-        linear(bits, (descriptor, mode, x, x_stride, out, out_stride, tokens, first, last))
+    @njit(**OPTIONS)
+    def own_share(count, thread, threads):
+        first, last = share(count, thread, threads)
+        if threads > 1 and count >= threads * _SMALL_SHARE:
+            last -= (last - first) // _OPEN_SHARE
+        return first, last
+
+    @njit(**OPTIONS)
+    def next_part(context, count, threads):
+        """Records first … last - 1 that nobody has taken; none where last is 0."""
+        if threads == 1 or count < threads * _SMALL_SHARE:
+            return types.int64(0), types.int64(0)
+        ticket = take_ticket(context)
+        if ticket >= threads * _OPEN_PARTS:
+            return types.int64(0), types.int64(0)
+        first, last = share(count, ticket % threads, threads)
+        open_records = (last - first) // _OPEN_SHARE
+        begin, end = share(open_records, ticket // threads, types.int64(_OPEN_PARTS))
+        return last - open_records + begin, last - open_records + end
 
     @njit(error_model="numpy")
-    def run_gated(descriptor, x, x_stride, out, out_stride, tokens, thread, threads):
-        # the descriptor counts the rows of gate and up together
-        pairs = load(types.int64, descriptor + 8 * abi.OUT_FEATURES) // 2
-        first, last = share((pairs + lanes - 1) // lanes, thread, threads)
+    def run_linear(context, descriptor, mode, x, x_stride, out, out_stride, tokens, thread, threads):
+        count = records(descriptor)
         bits = load(types.int64, descriptor + 8 * abi.BITS)
-        gated_linear(bits, (descriptor, x, x_stride, out, out_stride, tokens, first, last))
+        first, last = own_share(count, thread, threads)
+        while last > 0:
+            linear(bits, (descriptor, mode, x, x_stride, out, out_stride, tokens, first, last))
+            first, last = next_part(context, count, threads)
+
+    @njit(error_model="numpy")
+    def run_gated(context, descriptor, x, x_stride, out, out_stride, tokens, thread, threads):
+        # the descriptor counts the rows of gate and up together
+        count = (load(types.int64, descriptor + 8 * abi.OUT_FEATURES) // 2 + lanes - 1) // lanes
+        bits = load(types.int64, descriptor + 8 * abi.BITS)
+        first, last = own_share(count, thread, threads)
+        while last > 0:
+            gated_linear(bits, (descriptor, x, x_stride, out, out_stride, tokens, first, last))
+            first, last = next_part(context, count, threads)
 
     @njit(error_model="numpy")
     def normed_rows(context, thread, norm, descriptor, first, last, target):
@@ -331,7 +362,7 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
         normed_rows(context, thread, load(types.int64, layer + 8 * abi.INPUT_NORM), descriptor, first, last, x)
         if shared:
             barrier(context)
-        run_linear(descriptor, types.int64(_STORE), x, row_bytes, qkv, qkv_stride, tokens, thread, threads)
+        run_linear(context, descriptor, types.int64(_STORE), x, row_bytes, qkv, qkv_stride, tokens, thread, threads)
         barrier(context)
         run_attention(context, layer, thread, threads, tokens)
         barrier(context)
@@ -339,19 +370,19 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
         merged_rows(context, thread, descriptor, first, last, slots, x)
         if shared:
             barrier(context)
-        run_linear(descriptor, types.int64(_ADD), x, row_bytes, residual, 4 * hidden, tokens, thread, threads)
+        run_linear(context, descriptor, types.int64(_ADD), x, row_bytes, residual, 4 * hidden, tokens, thread, threads)
         barrier(context)
         descriptor = layer + 8 * abi.LAYER_GATE_UP
         normed_rows(context, thread, load(types.int64, layer + 8 * abi.POST_NORM), descriptor, first, last, x)
         if shared:
             barrier(context)
-        run_gated(descriptor, x, row_bytes, gated, gated_stride, tokens, thread, threads)
+        run_gated(context, descriptor, x, row_bytes, gated, gated_stride, tokens, thread, threads)
         barrier(context)
         descriptor = layer + 8 * abi.LAYER_DOWN
         float_rows(context, gated, gated_stride, intermediate, descriptor, first, last, x)
         if shared:
             barrier(context)
-        run_linear(descriptor, types.int64(_ADD), x, row_bytes, residual, 4 * hidden, tokens, thread, threads)
+        run_linear(context, descriptor, types.int64(_ADD), x, row_bytes, residual, 4 * hidden, tokens, thread, threads)
         barrier(context)
 
     @njit(error_model="numpy")
@@ -381,6 +412,7 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
             )
             barrier(context)
             run_linear(
+                context,
                 field(context, abi.HEAD),
                 types.int64(_STORE),
                 x + first * row_bytes,

@@ -59,4 +59,5 @@ class IsaOps:
             5,
             lambda *_: (self.total(self.total, *[self.bytes] * 4), isa.emit_multiply_bytes),
         )
+        self.in_order = define("in_order", 1, lambda _: (self.chain(self.chain), isa.emit_in_order))
         self.pause = define("pause", 0, lambda: (types.void(), isa.emit_pause))

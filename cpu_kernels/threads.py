@@ -20,15 +20,20 @@ from cpu_kernels.vectors import load
 
 _ARRIVED, _GENERATION, _SLEEPERS = 4 * abi.SYNC_ARRIVED, 4 * abi.SYNC_GENERATION, 4 * abi.SYNC_SLEEPERS
 _WORK, _WORK_SLEEPERS, _QUIT = 4 * abi.SYNC_WORK, 4 * abi.SYNC_WORK_SLEEPERS, 4 * abi.SYNC_QUIT
+_TICKETS = 4 * abi.SYNC_TICKETS
 _ONE = np.int32(1)
 _EVERYONE = np.int32(1 << 30)
 
 
 @dataclass(frozen=True)
 class ThreadKernels:
-    """barrier(context); wait_while(word, value, sleepers, spins); publish(word, value, sleepers)."""
+    """barrier(context); wait_while(word, value, sleepers, spins); publish(word, value, sleepers).
+
+    take_ticket(context) → 0, 1, 2, … in whatever order the threads ask; from 0 again after each barrier.
+    """
 
     barrier: Callable[..., Any]
+    take_ticket: Callable[..., Any]
     wait_while: Callable[..., Any]
     publish: Callable[..., Any]
 
@@ -72,12 +77,17 @@ def make_thread_kernels(ops: IsaOps) -> ThreadKernels:
         generation = atomic_load(sync + _GENERATION)
         if atomic_add(sync + _ARRIVED, _ONE) == threads - 1:
             atomic_store(sync + _ARRIVED, np.int32(0))
+            atomic_store(sync + _TICKETS, np.int32(0))
             publish(sync + _GENERATION, np.int32(generation + 1), sync + _SLEEPERS)
         else:
             spins = load(types.int64, context + 8 * abi.SPIN_LIMIT)
             wait_while(sync + _GENERATION, generation, sync + _SLEEPERS, spins)
 
-    return ThreadKernels(barrier, wait_while, publish)
+    @njit(**OPTIONS)
+    def take_ticket(context):
+        return types.int64(atomic_add(load(types.int64, context + 8 * abi.SYNC) + _TICKETS, _ONE))
+
+    return ThreadKernels(barrier, take_ticket, wait_while, publish)
 
 
 def make_step_functions(kernels: ThreadKernels, forward: Callable[..., Any]) -> tuple[Any, Any, Any]:

@@ -359,5 +359,5 @@ def _emit_prefetch(builder: ir.IRBuilder, address: Any) -> None:
     builder.call(function, [pointer, i32(0), i32(3), i32(1)])
 
 
-# prefetch(address): the cache line will be read soon
+# prefetch(address): the cache line will be read soon; an address without memory behind it does no harm
 prefetch = define("prefetch", 1, lambda _: (types.void(types.int64), _emit_prefetch))

@@ -60,6 +60,12 @@ def _mean_multiply_bytes(builder: ir.IRBuilder, total: Any, w: Any, x: Any) -> A
     return mean_dot(builder, total, w, x, offset=128)
 
 
+def _in_order(builder: ir.IRBuilder, chain: Any) -> Any:
+    # Four rows' sums just fit into 16 registers. Added up in another order they do not: LLVM then keeps two of them in
+    # memory, and every block waits for a store and a load (33 instead of 20 cycles for 1024 products on Zen 3).
+    return builder.asm(ir.FunctionType(chain.type, [chain.type]), "", "=x,0", [chain], False)
+
+
 AVX2 = Isa(
     name="avx2",
     machine="x86_64",
@@ -82,6 +88,7 @@ AVX2 = Isa(
     mean_widen=_mean_widen,
     mean_fold=same,
     mean_multiply_bytes=twice(_mean_multiply_bytes),
+    emit_in_order=_in_order,
 )
 
 

@@ -20,6 +20,11 @@ Emit = Callable[..., Any]
 _I32 = ir.IntType(32)
 
 
+def same(_builder: ir.IRBuilder, value: Any) -> Any:
+    """The value as it is: for an instruction set that needs nothing done, as to fold sums of which each row has one."""
+    return value
+
+
 @dataclass(frozen=True)
 class Isa:
     """One instruction set. w: unsigned weight bytes, x: signed activation bytes, 4 of them per 32-bit lane.
@@ -54,6 +59,9 @@ class Isa:
     mean_widen: Emit
     mean_fold: Emit
     mean_multiply_bytes: Emit
+    emit_in_order: Emit = (
+        same  # (builder, chain) → the same, which LLVM may not take apart to add it up in another order
+    )
 
 
 def portable(isa: Isa, machine: str) -> Isa:
@@ -69,6 +77,7 @@ def portable(isa: Isa, machine: str) -> Isa:
         emit_fold=isa.mean_fold,
         emit_multiply_bytes=isa.mean_multiply_bytes,
         emit_pause=pause_nothing,
+        emit_in_order=same,
     )
 
 
@@ -81,11 +90,6 @@ def spread8(builder: ir.IRBuilder, address: Any, kind: ir.VectorType) -> tuple[A
         word = builder.load(pointer, align=1)
         halves.append(builder.bitcast(splat_value(builder, words, word), kind))
     return halves[0], halves[1]
-
-
-def same(_builder: ir.IRBuilder, value: Any) -> Any:
-    """The fold of an instruction set that has one sum for each row."""
-    return value
 
 
 def twice(multiply: Emit) -> Emit:
