@@ -6,6 +6,7 @@ Both are written directly in their final form (4-bit weights in groups of 64 and
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,7 @@ SHAPES = {
 
 
 def write_bundle(shape: Shape, folder: Path, *, bits: int = 4, head_bits: int = 4) -> None:
-    """Write a bundle of random weights for this machine; an existing one is kept."""
-    if folder.exists():
-        return
+    """Write a bundle of random weights for this machine; an existing one with the present kernels is kept."""
     from cpu_kernels.build import USUAL_BITS, build_object
     from cpu_kernels.isa.catalog import find_isa
     from packager.bundle import BundleWriter
@@ -61,6 +60,12 @@ def write_bundle(shape: Shape, folder: Path, *, bits: int = 4, head_bits: int = 
     target = detect_host().target
     layout = LAYOUTS[find_isa(target.isa, target.machine).layout]
     widths = tuple(sorted({*USUAL_BITS, bits, head_bits}))
+    native = build_object(target, target.isa, widths)
+    if folder.exists():
+        kept = folder / f"kernels/{target.isa}.o"
+        if kept.exists() and kept.read_bytes() == native:
+            return
+        shutil.rmtree(folder)
     model = _describe(shape)
     rng = np.random.default_rng(1)
     with BundleWriter(folder) as writer:
@@ -80,7 +85,7 @@ def write_bundle(shape: Shape, folder: Path, *, bits: int = 4, head_bits: int = 
                 name, _random_records(rng, record, layout.record_rows), kind="linear", bits=width,
                 group_size=GROUP_SIZE, out_features=out_features, in_features=in_features, layout=layout.name,
             )  # fmt: skip
-        writer.add_file(f"kernels/{target.isa}.o", "kernels", build_object(target, target.isa, widths))
+        writer.add_file(f"kernels/{target.isa}.o", "kernels", native)
         writer.add_file("tokenizer.json", "tokenizer", b"{}")
         writer.add_file("generation.json", "generation", b"{}")
         kernel = KernelEntry(
