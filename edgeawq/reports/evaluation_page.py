@@ -304,7 +304,7 @@ def make_agreement_chart(comparison: Comparison, names: list[str]) -> Chart | No
                     },
                 },
                 {
-                    "mark": {"type": "text", "align": "right", "dx": -6, "color": "white", "fontWeight": 600},
+                    "mark": {"type": "text", "style": "inside", "align": "right", "dx": -6, "fontWeight": 600},
                     "encoding": {**encoding, "text": {"field": "agreement", "format": ".1%"}},
                 },
             ],
