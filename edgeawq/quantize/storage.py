@@ -6,9 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeawq.checkpoints.model import Checkpoint
+from edgeawq.checkpoints.model import Checkpoint, QuantizedLinear
 from edgeawq.checkpoints.tensor_shapes import list_expected_shapes, list_linear_shapes
-from edgeawq.quantize.report import count_bits_per_weight
 
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin")
 
@@ -36,8 +35,13 @@ def measure_storage(checkpoint: Checkpoint) -> Storage:
         linear = checkpoint.quantized_linear(module)
         weights += size
         grid_bits += size * (linear.bits if linear is not None else 16)
-        stored_bits += size * (count_bits_per_weight(linear.bits, linear.group_size) if linear is not None else 16)
+        stored_bits += count_bits(linear) if linear is not None else 16 * size
     return Storage(n_weights, grid_bits / weights, stored_bits / weights, file_bytes)
+
+
+def count_bits(linear: QuantizedLinear) -> int:
+    """Bits of a layer: its values, a float16 scale and a zero of as many bits as a value for every group."""
+    return linear.q.size * linear.bits + linear.scales.size * 16 + linear.zeros.size * linear.bits
 
 
 def measure_files(checkpoint: Checkpoint) -> int | None:
