@@ -283,8 +283,8 @@ def make_agreement_chart(comparison: Comparison, names: list[str]) -> Chart | No
             "field": "agreement",
             "type": "quantitative",
             "title": "same likeliest token",
-            "axis": {"format": ".0%", "tickCount": 5},
-            "scale": {"domain": [0, 1]},
+            "axis": {"format": ".0%", "values": [0, 0.25, 0.5, 0.75, 1]},
+            "scale": {"domain": [0, 1.12], "nice": False},
         },
         "tooltip": [{"field": "model"}, {"field": "agreement", "format": ".2%"}],
     }
@@ -304,7 +304,7 @@ def make_agreement_chart(comparison: Comparison, names: list[str]) -> Chart | No
                     },
                 },
                 {
-                    "mark": {"type": "text", "style": "inside", "align": "right", "dx": -6, "fontWeight": 600},
+                    "mark": {"type": "text", "align": "left", "dx": 6},
                     "encoding": {**encoding, "text": {"field": "agreement", "format": ".1%"}},
                 },
             ],
@@ -344,6 +344,7 @@ def make_layer_chart(compared: list[tuple[str, ModelResult]]) -> Chart:
                     "field": "block",
                     "type": "quantitative",
                     "title": "block",
+                    "scale": {"nice": False},
                     "axis": {"tickMinStep": 1, "format": "d"},
                 },
                 "y": {
@@ -411,6 +412,7 @@ def make_line_spec(points: list[dict[str, object]], title: str) -> Spec:
                 "field": "block",
                 "type": "quantitative",
                 "title": "block",
+                "scale": {"nice": False},
                 "axis": {"tickMinStep": 1, "format": "d"},
             },
             "y": {
