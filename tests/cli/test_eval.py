@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from edgeawq.checkpoints.open_model import open_model
 from edgeawq.cli.eval import command
 from edgeawq.cli.quantize import command as quantize_command
 from edgeawq.errors import EdgeawqError, MissingExtraError, UsageError
+from packager.pack import pack_checkpoint
 from tests.quantize.runs import SHAPE, write_text
+from tests.runtime.native_bundles import host_profile
 from tests.tiny_models import make_tiny_awq_checkpoint, make_tiny_hf_checkpoint
 
 QUICK = ("--threads", "2", "--chunk", "128")
@@ -192,3 +195,25 @@ def test_awq_checkpoints_of_another_shape_have_no_layers(model: Path, text: Path
     other = make_tiny_awq_checkpoint(tmp_path / "wide", 4, group_size=32, **{**SHAPE, "intermediate": 128})
     error = refuse(model, other, "--text", text, *QUICK, "--layers")
     assert "intermediate_size is 128" in str(error)
+
+
+def test_a_bundle_runs_in_its_own_runtime(text: Path, tmp_path: Path) -> None:
+    checkpoint = make_tiny_awq_checkpoint(tmp_path / "awq", 5, group_size=32, **SHAPE)
+    bundle = tmp_path / "tiny.edgeawq"
+    pack_checkpoint(open_model(str(checkpoint)), host_profile(), bundle)
+    arguments = (checkpoint, bundle, "--reference", checkpoint, "--text", text, "--tokens", 400, *QUICK)
+    found = measure(*arguments)
+    source, packed = found["results"]
+    assert (source["kind"], packed["kind"]) == ("quantized", "bundle")
+    assert source["storage"]["bits_per_weight"] == 4.625
+    assert 4.625 <= packed["storage"]["bits_per_weight"] < 5.5  # a layout may pad
+    # int8 activations and another order of sums: close to the checkpoint, not equal.
+    assert packed["score"]["log_ratio"] == pytest.approx(0.0, abs=0.2)
+    assert 0 < packed["score"]["divergence"]["mean"] < 0.2
+    assert packed["score"]["divergence"]["top1_agreement"] > 0.7
+    strided = measure(*arguments, "--stride", 32)["results"][1]
+    assert strided["score"]["n_tokens"] == 399
+    assert "is a bundle" in str(refuse(checkpoint, "--reference", bundle, "--text", text))
+    assert "do not fit into the context" in str(refuse(bundle, "--text", text, "--chunk", 4096))
+    alone = measure(bundle, "--text", text, "--tokens", 400, *QUICK)["results"]
+    assert alone[0]["score"]["perplexity"] == pytest.approx(packed["score"]["perplexity"], rel=1e-3)
