@@ -2,6 +2,7 @@
 
     python -m benchmarks.quantizer_peers prepare DIR                 # an environment for every peer (pip, minutes)
     python -m benchmarks.quantizer_peers run DIR --text valid.txt    # quantize with every peer and with edgeawq
+    python -m benchmarks.quantizer_peers evaluate DIR --text valid.txt
     python -m benchmarks.quantizer_peers show DIR                    # the table
 
 Calibration: the text's last `--calib-tokens`, evaluation its first `--eval-tokens` (plain chunks of 1024, float32).
@@ -20,6 +21,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -184,28 +186,54 @@ def evaluate(models: dict[str, Path], reference: str, text: Path, n_tokens: int)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Quantize with every chosen peer that is not done yet, then evaluate what is new."""
+    """Quantize with every chosen peer that is not done yet."""
     folder: Path = options.folder
     checkpoint = open_model(options.model)
     if not (folder / "float" / "tokenizer.json").is_file():
         write_float_folder(checkpoint, folder / "float")
     split_text(options.text, checkpoint, options.calib_tokens, folder)
-    label = f"w{options.bits}g{options.group_size}"
-    results = folder / f"results-{label}.json"
-    known = json.loads(results.read_text()) if results.is_file() else {}
     for peer in PEERS:
+        known = read_results(options)
         if (options.peer and peer.name not in options.peer) or peer.name in known:
             continue
-        output = folder / f"{peer.name.replace(' ', '-')}-{label}"
+        output = find_output(options, peer.name)
         try:
             cost = run_peer(peer, folder, output, options.model, options.bits, options.group_size, options.seed)
         except (RuntimeError, OSError) as error:
-            print(f"{peer.name}: {error}")
+            print(f"{peer.name}: {error}", flush=True)
             continue
-        scores = evaluate({peer.name: output}, options.model, options.text, options.eval_tokens)
-        known |= {"float": {"score": scores["float"]}, peer.name: asdict(cost) | {"score": scores[peer.name]}}
-        results.write_text(json.dumps(known, indent=1))
-        print(f"{peer.name}: {scores[peer.name]['perplexity']:.3f}, {cost.wall_s:.0f} s, {cost.peak_gib:.2f} GiB")
+        write_results(options, known | {peer.name: asdict(cost)})
+        print(f"{peer.name}: {cost.wall_s:.0f} s, {cost.cpu_s:.0f} s of CPU, {cost.peak_gib:.2f} GiB", flush=True)
+
+
+def evaluate_all(options: argparse.Namespace) -> None:
+    """Evaluate what was quantized and not evaluated yet, beside the float model."""
+    known = read_results(options)
+    missing = [name for name, entry in known.items() if "score" not in entry]
+    found = evaluate(
+        {name: find_output(options, name) for name in missing}, options.model, options.text, options.eval_tokens
+    )
+    for name, score in found.items():
+        known.setdefault(name, {})["score"] = score
+    write_results(options, known)
+
+
+def find_output(options: argparse.Namespace, name: str) -> Path:
+    """The folder of a quantized model."""
+    folder: Path = options.folder
+    return folder / f"{name.replace(' ', '-')}-w{options.bits}g{options.group_size}"
+
+
+def read_results(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What is known so far, by the peer's name."""
+    path = options.folder / f"results-w{options.bits}g{options.group_size}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write_results(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> None:
+    """Remember results."""
+    path = options.folder / f"results-w{options.bits}g{options.group_size}.json"
+    path.write_text(json.dumps(results, indent=1))
 
 
 def show(folder: Path) -> None:
@@ -215,6 +243,8 @@ def show(folder: Path) -> None:
         print("| quantizer | perplexity | KL, mean | same top token | wall s | CPU s | peak GiB |")
         print("|---|---:|---:|---:|---:|---:|---:|")
         for name, entry in json.loads(results.read_text()).items():
+            if "score" not in entry:
+                continue
             score, divergence = entry["score"], entry["score"]["divergence"]
             kl = f"{divergence['mean']:.4f} | {100 * divergence['top1_agreement']:.1f} %" if divergence else "– | –"
             cost = (
@@ -229,20 +259,24 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("prepare", "run", "show"):
+    for name in ("prepare", "run", "evaluate", "show"):
         commands.add_parser(name).add_argument("folder", type=Path)
+    for name in ("run", "evaluate"):
+        parser_of = commands.choices[name]
+        parser_of.add_argument("--text", type=Path, required=True)
+        parser_of.add_argument("--model", default="embedded:smollm2-135m-instruct")
+        parser_of.add_argument("--bits", type=int, default=4)
+        parser_of.add_argument("--group-size", type=int, default=64)
     runner = commands.choices["run"]
-    runner.add_argument("--text", type=Path, required=True)
-    runner.add_argument("--model", default="embedded:smollm2-135m-instruct")
-    runner.add_argument("--bits", type=int, default=4)
-    runner.add_argument("--group-size", type=int, default=64)
     runner.add_argument("--seed", type=int, default=0)
     runner.add_argument("--calib-tokens", type=int, default=16 * SEQLEN)
-    runner.add_argument("--eval-tokens", type=int, default=12 * 1024)
+    commands.choices["evaluate"].add_argument("--eval-tokens", type=int, default=12 * 1024)
     runner.add_argument("--peer", action="append", choices=[peer.name for peer in PEERS], help="only this one; repeat")
     options = parser.parse_args()
     if options.command == "run":
         run(options)
+    elif options.command == "evaluate":
+        evaluate_all(options)
     elif options.command == "prepare":
         prepare(options.folder)
     else:

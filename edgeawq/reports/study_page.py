@@ -12,8 +12,8 @@ HEIGHT = 340
 def make_study_page(studies: list[Study]) -> Page:
     """Tables, and a chart for each study."""
     return Page(
-        title=studies[0].title,
-        lead=[study.setting for study in studies],
+        title=studies[0].title if len(studies) == 1 else f"Study: {studies[0].name}",
+        lead=list(dict.fromkeys(study.setting for study in studies)),
         grids=[make_grid(study) for study in studies],
         charts=[make_chart(study) for study in studies],
         notes=[f"Made by edgeawq {edgeawq.__version__}."],
@@ -65,4 +65,9 @@ def make_chart(study: Study) -> Chart:
                 "encoding": {"x": {"value": 0}, "y": height, "text": {"field": "label"}},
             },
         ]
-    return Chart(study.title, study.setting, {"width": "container", "height": HEIGHT, "layer": layers}, is_wide=True)
+    return Chart(
+        f"{titles[plot.y].capitalize()} against {titles[plot.x]}",
+        study.title,
+        {"width": "container", "height": HEIGHT, "layer": layers},
+        is_wide=True,
+    )
