@@ -52,11 +52,11 @@ def command() -> None:
     \b
     Example:
       edgeawq study salient embedded:smollm2-135m-instruct --text test.txt
-      edgeawq study calib-shift ./model --domain prose=book.txt --domain code=src.txt
+      edgeawq study calib-shift ./model --domain prose=a.txt --domain code=b.txt
     """
 
 
-@command.command(name="salient")
+@command.command(name="salient", short_help="Which input channels matter (table 1).")
 @click.argument("model")
 @text_option
 @calib_option
@@ -94,7 +94,7 @@ def salient(model: str, text: Path, calib: Path | None, percents: str, **given: 
     show([study], given)
 
 
-@command.command(name="scale")
+@command.command(name="scale", short_help="What multiplying channels before rounding does (table 2).")
 @click.argument("model")
 @text_option
 @calib_option
@@ -159,7 +159,7 @@ def scale(
     show(studies, given)
 
 
-@command.command(name="calib-size")
+@command.command(name="calib-size", short_help="How much calibration text is needed (figure 8).")
 @click.argument("model")
 @text_option
 @calib_option
@@ -204,7 +204,7 @@ def calib_size(model: str, text: Path, calib: Path | None, sizes: str, methods: 
     show([study], given)
 
 
-@command.command(name="calib-shift")
+@command.command(name="calib-shift", short_help="What calibration text of another kind costs (figure 8).")
 @click.argument("model")
 @click.option(
     "--domain",
