@@ -17,7 +17,8 @@ from edgeawq.runtime.starts import note_answer
 # name → one line of help. Kept here so that `edgeawq --help` imports nothing but click.
 COMMANDS = {
     "quantize": "Turn a float model into a 4-bit AWQ checkpoint.",
-    "eval": "Measure the perplexity of models side by side.",
+    "eval": "Compare models on a text: perplexity, divergence, size.",
+    "study": "Repeat the AWQ paper's experiments on a model.",
     "pack": "Lay a checkpoint out for one device: a bundle.",
     "device": "Add, list and inspect the devices you push to.",
     "push": "Bring a model to a device; do whatever is missing.",

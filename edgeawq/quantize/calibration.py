@@ -15,6 +15,8 @@ from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.model import Checkpoint, TokenizerFiles
 from edgeawq.errors import UsageError
 from edgeawq.quantize.chat_text import RenderChat, make_chat_renderer
+from edgeawq.quantize.documents import read_entry
+from edgeawq.quantize.hub_dataset import HUB_NAME, HUB_SCHEME, read_hub_dataset
 
 TEXT_SUFFIXES = (".txt", ".md", ".text")
 JSONL_SUFFIX = ".jsonl"
@@ -41,7 +43,7 @@ class CalibrationSet:
 
 
 def read_calibration(path: Path, checkpoint: Checkpoint, n_tokens: int, seqlen: int, seed: int) -> CalibrationSet:
-    """Read a text file, a .jsonl (`text` or chat `messages`), or a folder of them into packed sequences.
+    """Read a text file, a .jsonl (`text` or chat `messages`), a folder of them, or a hub dataset into sequences.
 
     Documents follow each other without padding. Where there are more tokens than `n_tokens`, sequences are chosen
     from the whole text by `seed`; where there are fewer, all are used. Raises UsageError for files that cannot be
@@ -59,7 +61,12 @@ def read_calibration(path: Path, checkpoint: Checkpoint, n_tokens: int, seqlen: 
             remedy="give more text, or leave --calib out: the model then writes its own",
         )
     sequences = pack_sequences(np.asarray(tokens, np.int64), seqlen)
-    return CalibrationSet(choose_sequences(sequences, n_tokens, seed), str(path.name), n_documents, len(tokens))
+    return CalibrationSet(choose_sequences(sequences, n_tokens, seed), describe_source(path), n_documents, len(tokens))
+
+
+def describe_source(path: Path) -> str:
+    """The name under which a calibration text is reported: no path of this machine."""
+    return str(path) if str(path).startswith(HUB_SCHEME) else path.name
 
 
 def make_encoder(tokenizer: TokenizerFiles, config: ModelConfig) -> Encode:
@@ -102,21 +109,34 @@ def choose_sequences(sequences: torch.Tensor, n_tokens: int, seed: int) -> torch
 
 
 def read_documents(path: Path, render_chat: RenderChat | None) -> Iterator[str]:
-    """Every non-empty document of a file or folder; raises UsageError where there is none."""
+    """Every non-empty document of a file, a folder or a hub dataset; raises UsageError where there is none."""
     found = False
-    budget = MAX_TEXT_BYTES
-    for file in list_text_files(path):
-        if budget <= 0:
-            break
-        text = read_text(file, budget)
-        budget -= len(text)
-        documents = read_jsonl(file, text, render_chat) if file.suffix.lower() == JSONL_SUFFIX else iter((text,))
-        for document in documents:
-            if document.strip():
-                found = True
-                yield document
+    for document in read_raw_documents(path, render_chat):
+        # A lone surrogate, which JSON can write, is no text and no tokenizer takes it.
+        clean = document.encode("utf-8", "replace").decode("utf-8")
+        if clean.strip():
+            found = True
+            yield clean
     if not found:
         raise UsageError(f"{path} holds no text", remedy="give a file with text, or leave --calib out")
+
+
+def read_raw_documents(path: Path, render_chat: RenderChat | None) -> Iterator[str]:
+    """Documents as they are, at most MAX_TEXT_BYTES in all."""
+    budget = MAX_TEXT_BYTES
+    if str(path).startswith(HUB_SCHEME) and not path.exists():
+        for document in read_hub_dataset(str(path), render_chat):
+            yield document
+            budget -= len(document)
+            if budget <= 0:
+                return
+        return
+    for file in list_text_files(path):
+        if budget <= 0:
+            return
+        text = read_text(file, budget)
+        budget -= len(text)
+        yield from read_jsonl(file, text, render_chat) if file.suffix.lower() == JSONL_SUFFIX else (text,)
 
 
 def list_text_files(path: Path) -> list[Path]:
@@ -124,7 +144,10 @@ def list_text_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise UsageError(f"there is no file or folder {path}", remedy="give a text file, a .jsonl or a folder of them")
+        remedy = "give a text file, a .jsonl or a folder of them"
+        if HUB_NAME.fullmatch(str(path)):
+            remedy += f"; a data set of the hub is written {HUB_SCHEME}{path}"
+        raise UsageError(f"there is no file or folder {path}", remedy=remedy)
     files = sorted(
         file
         for file in path.rglob("*")
@@ -159,40 +182,13 @@ def read_text(file: Path, limit: int) -> str:
 
 
 def read_jsonl(file: Path, text: str, render_chat: RenderChat | None) -> Iterator[str]:
-    """The document of every line: its `text`, or its `messages` through the chat template."""
+    """The document of every line."""
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{file} line {number}"
         try:
             entry = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{where} is not JSON: {error}", remedy="write one JSON object a line") from error
-        if isinstance(entry, dict) and isinstance(entry.get("text"), str):
-            yield entry["text"]
-        elif isinstance(entry, dict) and is_messages(entry.get("messages")):
-            if render_chat is None:
-                raise UsageError(
-                    f"{where} has chat messages, but the model has no chat template",
-                    remedy='give lines with a "text" field for this model',
-                )
-            yield render_chat(entry["messages"], False)
-        else:
-            raise UsageError(
-                f'{where} has neither a "text" that is a string nor "messages" with "role" and "content"',
-                remedy='write lines such as {"text": "…"} or {"messages": [{"role": "user", "content": "…"}]}',
-            )
-
-
-def is_messages(value: object) -> bool:
-    """Whether a JSON value is a list of messages with role and content."""
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(
-            isinstance(message, dict)
-            and isinstance(message.get("role"), str)
-            and isinstance(message.get("content"), str)
-            for message in value
-        )
-    )
+        yield read_entry(entry, where, render_chat)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.model import Checkpoint
 from edgeawq.errors import UsageError
-from edgeawq.quantize.calibration import make_encoder, read_documents
-from edgeawq.quantize.chat_text import make_chat_renderer
+from edgeawq.quantize.calibration import Encode, make_encoder, read_documents
+from edgeawq.quantize.chat_text import RenderChat, make_chat_renderer
 from edgeawq.quantize.llama import BlockWeights, make_rope, normalize, read_block, read_weight, run_block
 from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.recipe import find_recipe
@@ -23,10 +23,12 @@ from edgeawq.quantize.recipe import find_recipe
 CHUNK = 1024
 DEFAULT_TOKENS = 12 * CHUNK
 MIN_TOKENS = 64
-# Logits are taken for this many positions at a time: [positions, vocab_size] floats are the largest tensor.
-HEAD_POSITIONS = 256
+# Logits [positions, vocab_size] are the largest tensor; as many positions at a time as fit into this many values.
+HEAD_VALUES = 1 << 22
 # Chunks whose hidden states are kept while the blocks pass by.
 CHUNKS_IN_MEMORY = 64
+
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,18 @@ def stream_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> 
     )
 
 
-def read_evaluation_tokens(path: Path, checkpoint: Checkpoint, n_tokens: int) -> torch.Tensor:
-    """The first n_tokens of a text as chunks [chunks, CHUNK]; one shorter chunk where there are fewer.
+def read_tokens(path: Path, checkpoint: Checkpoint, n_tokens: int) -> torch.Tensor:
+    """The first n_tokens of a text, its documents one after another; raises UsageError for too little text."""
+    encode = make_encoder(checkpoint.tokenizer, checkpoint.config)
+    return encode_text(path, encode, make_chat_renderer(checkpoint.tokenizer), n_tokens)
 
-    Documents follow each other. What does not fill a last chunk is left out. Raises UsageError for too little text.
-    """
+
+def encode_text(path: Path, encode: Encode, render_chat: RenderChat | None, n_tokens: int) -> torch.Tensor:
+    """`read_tokens` with a tokenizer of one's own."""
     if n_tokens < MIN_TOKENS:
         raise UsageError(f"{n_tokens} tokens are too few to evaluate; the least is {MIN_TOKENS}")
-    encode = make_encoder(checkpoint.tokenizer, checkpoint.config)
     tokens: list[int] = []
-    for document in read_documents(path, make_chat_renderer(checkpoint.tokenizer)):
+    for document in read_documents(path, render_chat):
         tokens.extend(encode(document))
         if len(tokens) >= n_tokens:
             break
@@ -82,7 +86,15 @@ def read_evaluation_tokens(path: Path, checkpoint: Checkpoint, n_tokens: int) ->
             f"{path} holds {len(tokens)} tokens of text; at least {MIN_TOKENS} are needed",
             remedy="give a longer text",
         )
-    flat = torch.tensor(tokens)
+    return torch.tensor(tokens)
+
+
+def read_evaluation_tokens(path: Path, checkpoint: Checkpoint, n_tokens: int) -> torch.Tensor:
+    """The first n_tokens of a text as chunks [chunks, CHUNK]; one shorter chunk where there are fewer.
+
+    Documents follow each other. What does not fill a last chunk is left out. Raises UsageError for too little text.
+    """
+    flat = read_tokens(path, checkpoint, n_tokens)
     whole = len(flat) // CHUNK
     return flat[: whole * CHUNK].view(whole, CHUNK) if whole else flat[None]
 
@@ -91,15 +103,30 @@ def measure_perplexity(
     model: StreamedModel,
     chunks: torch.Tensor,
     workers: Workers,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> Perplexity:
     """Perplexity on chunks [chunks, positions], each on its own ("plain", no overlap); progress in blocks."""
-    batches = chunks.split(CHUNKS_IN_MEMORY)
-    total_steps = len(batches) * (model.config.n_layers + 1)
-    rope = make_rope(model.config, chunks.shape[1], model.embedding.dtype)
     losses: list[float] = []
+    for first, hidden in walk_blocks(model, chunks, workers, on_progress):
+        batch = chunks[first : first + len(hidden)]
+        losses += workers.run(lambda pair: sum_losses(model, *pair), list(zip(hidden, batch, strict=True)))
+    n_tokens = chunks.shape[0] * (chunks.shape[1] - 1)
+    return Perplexity(exponentiate(float(np.sum(losses)) / n_tokens), n_tokens, chunks.shape[1])
+
+
+def walk_blocks(
+    model: StreamedModel, chunks: torch.Tensor, workers: Workers, on_progress: OnProgress
+) -> Iterator[tuple[int, list[torch.Tensor]]]:
+    """Hidden states after the last block, before the final norm, for CHUNKS_IN_MEMORY chunks at a time.
+
+    Yields the number of the first chunk and a tensor [1, positions, hidden_size] for each. on_progress gets a step
+    for every block, and one for what the caller does with the states.
+    """
+    batches = chunks.split(CHUNKS_IN_MEMORY)
+    total = len(batches) * (model.config.n_layers + 1)
+    rope = make_rope(model.config, chunks.shape[1], model.embedding.dtype)
     done = 0
-    for batch in batches:
+    for number, batch in enumerate(batches):
         hidden = [F.embedding(chunk[None], model.embedding) for chunk in batch]
         for layer in range(model.config.n_layers):
             weights = model.read_block(layer)
@@ -109,19 +136,27 @@ def measure_perplexity(
 
             hidden = workers.run(run, hidden)
             done += 1
-            on_progress(done, total_steps)
-        losses += workers.run(lambda pair: sum_losses(model, *pair), list(zip(hidden, batch, strict=True)))
+            on_progress(done, total)
+        yield number * CHUNKS_IN_MEMORY, hidden
         done += 1
-        on_progress(done, total_steps)
-    n_tokens = chunks.shape[0] * (chunks.shape[1] - 1)
-    mean = float(np.sum(losses)) / n_tokens
-    return Perplexity(math.exp(mean) if mean < 700 else math.inf, n_tokens, chunks.shape[1])
+        on_progress(done, total)
 
 
 def sum_losses(model: StreamedModel, hidden: torch.Tensor, tokens: torch.Tensor) -> float:
     """Sum of the negative log likelihoods of tokens[1:], given hidden [1, positions, hidden_size] after the blocks."""
     normed = normalize(hidden[0, :-1], model.final_norm, model.config.rms_norm_eps)
+    step = count_head_positions(len(model.head))
     total = 0.0
-    for states, targets in zip(normed.split(HEAD_POSITIONS), tokens[1:].split(HEAD_POSITIONS), strict=True):
+    for states, targets in zip(normed.split(step), tokens[1:].split(step), strict=True):
         total += float(F.cross_entropy(states @ model.head.T, targets, reduction="sum"))
     return total
+
+
+def count_head_positions(vocab_size: int) -> int:
+    """Positions whose logits are taken at a time."""
+    return max(1, HEAD_VALUES // vocab_size)
+
+
+def exponentiate(mean_loss: float) -> float:
+    """Perplexity of a mean negative log likelihood in nats; infinite where a float cannot hold it."""
+    return math.exp(mean_loss) if mean_loss < 700 else math.inf

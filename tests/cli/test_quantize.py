@@ -181,32 +181,6 @@ def test_a_failure_in_the_middle_leaves_nothing(
     assert not list((tmp_path / "deep").iterdir())
 
 
-def test_eval_compares_models(tmp_path: Path, model: Path, texts: Path) -> None:
-    quantized = tmp_path / "out"
-    assert run(model, "-o", quantized, "--method", "rtn", "--eval", texts / "test.txt", "--json").exit_code == 0
-    report = json.loads((quantized / "quantization_report.json").read_text())
-    result = run(model, quantized, "--text", texts / "test.txt", "--json", "--threads", 2, use=eval_command)
-    assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)
-    assert [entry["model"] for entry in found] == [str(model), str(quantized)]
-    assert [entry["bits"] for entry in found] == [16, 4]
-    wanted = report["evaluation"]["perplexity"]
-    assert found[0]["perplexity"] == pytest.approx(wanted["float"], rel=1e-6)
-    assert found[1]["perplexity"] == pytest.approx(wanted["rtn"], rel=1e-6)
-    result = run(model, quantized, "--text", texts / "test.txt", use=eval_command)
-    assert result.exit_code == 0, result.output
-    assert "+0.00 %" in result.stdout
-    error = refuse(model, "--text", texts / "absent.txt", use=eval_command)
-    assert isinstance(error, UsageError)
-
-
-def test_eval_wants_sensible_numbers(model: Path, texts: Path) -> None:
-    for option in ("--threads", "--tokens"):
-        error = refuse(model, "--text", texts / "test.txt", option, "-1", use=eval_command)
-        assert isinstance(error, UsageError)
-        assert "-1" in str(error)
-
-
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0, ".00"), (0.614, ".61"), (0.996, "1.0"), (3.44, "3.4"), (9.96, "10"), (12.3, "12"), (120.4, "120")],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from edgeawq.quantize.calibration import (
     read_calibration,
     read_documents,
 )
-from edgeawq.quantize.chat_text import make_chat_renderer
+from edgeawq.quantize.chat_text import Message, make_chat_renderer
 from tests.quantize.runs import SHAPE, make_text, write_text
 from tests.tiny_models import TinyCheckpoint, make_tiny_model
 
@@ -121,6 +122,10 @@ BAD_FILES = {
     "turns.jsonl": (b'{"messages": [{"role": "user"}]}\n', "line 1 has neither"),
     "none.jsonl": (b'{"messages": []}\n', "line 1 has neither"),
     "empty.jsonl": (b"\n\n", "holds no text"),
+    "deep.jsonl": (b"[" * 200_000, "line 1 is not JSON"),
+    "list.jsonl": (b'["the user"]\n', "line 1 has neither"),
+    "image.jsonl": (b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}\n', "line 1 has neither"),
+    "cut.jsonl": (b'{"text": "the"}\n\n{"text": "th', "line 3 is not JSON"),
 }
 
 
@@ -148,6 +153,24 @@ def test_messages_need_a_template(tmp_path: Path) -> None:
     path.write_text('{"messages": [{"role": "user", "content": "the"}]}')
     with pytest.raises(UsageError, match="no chat template"):
         list(read_documents(path, None))
+
+
+def test_content_in_parts_and_lone_surrogates(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "user"}]
+    lines = [json.dumps({"messages": [{"role": "user", "content": parts}]}), '{"text": "a\\ud800b"}', "\r"]
+    path.write_text("\n".join(lines))
+
+    def render(messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        return " | ".join(f"{message['role']}: {message['content']}" for message in messages)
+
+    assert list(read_documents(path, render)) == ["user: the user", "a?b"]
+
+
+def test_what_looks_like_a_data_set_is_explained(tmp_path: Path, model: TinyCheckpoint) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_calibration(Path("owner/absent"), model, 8192, 64, 0)
+    assert "hub:owner/absent" in caught.value.remedy
 
 
 def test_templates_that_refuse_or_are_broken(model: TinyCheckpoint) -> None:

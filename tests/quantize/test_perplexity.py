@@ -35,7 +35,7 @@ def test_equals_cross_entropy_of_the_whole_model(
     tie: bool, quantized: bool, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perplexity, "CHUNKS_IN_MEMORY", 2)  # so that the blocks pass by twice
-    monkeypatch.setattr(perplexity, "HEAD_POSITIONS", 70)
+    monkeypatch.setattr(perplexity, "HEAD_VALUES", 70 * 320)
     model = make_tiny_model(2, quantized=quantized, group_size=32, tie=tie, **SHAPE)
     chunks = torch.randint(0, 320, (3, 200), generator=torch.Generator().manual_seed(2))
     logits = TorchDecoder(model, torch.float64)(chunks)
