@@ -11,24 +11,20 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from edgeawq.checkpoints.awq_folder import GEMM_VERSION, GPTQ_VERSION
+from edgeawq.checkpoints.awq_gemm import BITS as GEMM_BITS
 from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import Checkpoint, QuantizationConfig, QuantizedLinear
 from edgeawq.checkpoints.new_folder import check_target
 from edgeawq.checkpoints.write_awq import is_own_checkpoint, write_awq_checkpoint
-from edgeawq.errors import QuantizationError, UsageError
-from edgeawq.quantize.block import (
-    BlockOutcome,
-    QuantizedBlock,
-    dequantize_block,
-    measure_block_loss,
-    quantize_block_awq,
-    quantize_block_rtn,
-)
+from edgeawq.errors import UsageError
+from edgeawq.quantize.block import BlockOutcome, QuantizedBlock, dequantize_block, quantize_block_rtn
 from edgeawq.quantize.block_store import BlockStore, open_store
+from edgeawq.quantize.block_task import BlockStates, quantize_block
 from edgeawq.quantize.calibration import CalibrationSet, read_calibration
-from edgeawq.quantize.grid import dequantize_to_tensor
-from edgeawq.quantize.llama import make_rope, read_block, read_weight
-from edgeawq.quantize.observe import observe_block
+from edgeawq.quantize.grid import GridFormat, dequantize_to_tensor
+from edgeawq.quantize.llama import read_block, read_weight
+from edgeawq.quantize.methods import METHODS
 from edgeawq.quantize.parallel import Workers, start_workers
 from edgeawq.quantize.perplexity import (
     DEFAULT_TOKENS,
@@ -46,11 +42,18 @@ from edgeawq.quantize.report import (
     count_bits_per_weight,
 )
 from edgeawq.quantize.self_text import write_calibration
-from edgeawq.quantize.settings import QuantizeSettings, choose_group_size, explain_group_size
+from edgeawq.quantize.settings import (
+    GEMM_OUTPUTS,
+    GPTQ_OUTPUTS,
+    QuantizeSettings,
+    choose_forms,
+    choose_group_size,
+    choose_head_group_size,
+    choose_layer_bits,
+    explain_group_size,
+)
 
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens", "lm_head", "model.norm"
-# Calibration tokens on which a finished block is compared with its float self.
-LOSS_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -98,25 +101,28 @@ def quantize_model(
         )
     find_recipe(checkpoint.config)
     check_target(output, overwrite=overwrite, is_own=is_own_checkpoint)
-    group_size = choose_group_size(checkpoint.config, settings.group_size)
+    layer_bits = choose_layer_bits(checkpoint.config, settings)
+    is_gemm = set(layer_bits.values()) == {GEMM_BITS}
+    outputs = GEMM_OUTPUTS if is_gemm else GPTQ_OUTPUTS
+    group_size = choose_group_size(checkpoint.config, settings.group_size, outputs)
     notes = [*checkpoint.config.notes]
     note = explain_group_size(checkpoint.config, settings.group_size, group_size)
     notes += [note] if note else []
     chunks = read_evaluation_tokens(evaluation.path, checkpoint, evaluation.n_tokens) if evaluation else None
     with open_store(output) as store, start_workers(n_threads) as workers, torch.no_grad():
-        run = Run(checkpoint, settings, group_size, store, workers, on_progress)
-        calibration_set = run.calibrate(calibration) if settings.method == "awq" else None
+        run = Run(checkpoint, settings, layer_bits, group_size, store, workers, on_progress)
+        calibration_set = run.calibrate(calibration) if METHODS[settings.method].needs_text else None
         blocks = run.quantize_blocks(calibration_set)
         grids = run.quantize_heads()
         report = QuantizationReport(
             model=checkpoint.name,
             settings=settings,
             group_size=group_size,
-            head_group_size=group_size if grids else None,
+            head_group_size=run.head_group_size if grids else None,
             calibration=describe_calibration(calibration_set) if calibration_set else None,
             blocks=blocks,
             evaluation=run.evaluate(evaluation.path.name, chunks, grids) if evaluation and chunks is not None else None,
-            bits_per_weight=count_bits_per_weight(settings.bits, group_size),
+            bits_per_weight=count_bits_per_weight(checkpoint.config, layer_bits, group_size),
             notes=tuple(notes),
         )
         run.write(output, grids, report, overwrite)
@@ -129,6 +135,7 @@ class Run:
 
     checkpoint: Checkpoint
     settings: QuantizeSettings
+    layer_bits: dict[str, int]  # by module
     group_size: int
     store: BlockStore
     workers: Workers
@@ -149,71 +156,64 @@ class Run:
             lambda done, total: self.on_progress(Progress("calibrate", done, total)),
         )
 
+    @property
+    def head_group_size(self) -> int:
+        """The group size of embedding and head."""
+        return choose_head_group_size(self.checkpoint.config, self.group_size)
+
+    def choose_forms(self, layer: int) -> dict[str, GridFormat]:
+        """The grids of one block's layers."""
+        return choose_forms(layer, self.layer_bits, self.checkpoint.config, self.settings, self.group_size)
+
+    def round_block(self, layer: int) -> QuantizedBlock:
+        """One block rounded to nearest."""
+        return quantize_block_rtn(read_block(self.checkpoint, layer, torch.float32), self.choose_forms(layer))
+
     def quantize_blocks(self, calibration: CalibrationSet | None) -> tuple[BlockOutcome, ...]:
         """Quantize every block into the store; the outcomes, none for method rtn."""
         outcomes: list[BlockOutcome] = []
         n_layers = self.checkpoint.config.n_layers
-        hidden = None
+        states = None
         if calibration is not None:
             hidden = F.embedding(calibration.token_ids, read_weight(self.checkpoint, EMBEDDING, torch.float32))
+            states = BlockStates(hidden, hidden)
         self.on_progress(Progress("quantize", 0, n_layers))
         for layer in range(n_layers):
             detail = ""
-            if hidden is None:
-                weights = read_block(self.checkpoint, layer, torch.float32)
-                self.store.save(layer, quantize_block_rtn(weights, self.settings.bits, self.group_size))
+            if states is None:
+                self.store.save(layer, self.round_block(layer))
             else:
-                hidden, outcome = self.quantize_block(layer, hidden)
+                weights = read_block(self.checkpoint, layer, torch.float32)
+                block, outcome, states = quantize_block(
+                    layer,
+                    weights,
+                    states,
+                    self.choose_forms(layer),
+                    self.checkpoint.config,
+                    self.settings,
+                    self.workers,
+                )
+                self.store.save(layer, block)
                 outcomes.append(outcome)
-                detail = f"loss {outcome.rtn_loss:.4f} → {outcome.awq_loss:.4f}"
+                detail = f"loss {outcome.rtn_loss:.4f} → {outcome.loss:.4f}"
             self.on_progress(Progress("quantize", layer + 1, n_layers, detail))
         return tuple(outcomes)
-
-    def quantize_block(self, layer: int, hidden: torch.Tensor) -> tuple[torch.Tensor, BlockOutcome]:
-        """Quantize one block into the store; the float block's output and the outcome."""
-        config, workers = self.checkpoint.config, self.workers
-        pairs = find_recipe(config)
-        weights = read_block(self.checkpoint, layer, torch.float32)
-        rope = make_rope(config, hidden.shape[1], torch.float32)
-        rtn = quantize_block_rtn(weights, self.settings.bits, self.group_size)
-        seed = (self.settings.seed * config.n_layers + layer) * len(hidden)
-        expected, statistics = observe_block(hidden, weights, config, rope, pairs, seed, workers)
-        if not bool(torch.isfinite(expected).all()):
-            raise QuantizationError(
-                f"the float model's block {layer} gives NaN or infinity on the calibration text",
-                remedy="the checkpoint is damaged, or it is not the model that config.json describes",
-            )
-        awq, layers = quantize_block_awq(weights, rtn, statistics, config, pairs, workers)
-        sample = slice(None, None, max(1, hidden.shape[0] * hidden.shape[1] // LOSS_TOKENS))
-        losses = [
-            measure_block_loss(
-                hidden[sample], expected[sample], dequantize_block(block, torch.float32), config, rope, workers
-            )
-            for block in (rtn, awq)
-        ]
-        is_reverted = not losses[1] < losses[0]
-        self.store.save(layer, rtn if is_reverted else awq)
-        return expected, BlockOutcome(losses[0], losses[1], is_reverted, layers)
 
     def quantize_heads(self) -> dict[str, QuantizedLinear]:
         """The grids of embedding and untied head; none where they stay in float."""
         if self.settings.head_bits == 16:
             return {}
         modules = [EMBEDDING] if self.checkpoint.config.tie_word_embeddings else [EMBEDDING, HEAD]
+        size = self.head_group_size
         return {
-            module: quantize_rtn(self.checkpoint.tensor(f"{module}.weight"), self.settings.head_bits, self.group_size)
+            module: quantize_rtn(self.checkpoint.tensor(f"{module}.weight"), self.settings.head_bits, size)
             for module in modules
         }
 
     def evaluate(self, text: str, chunks: torch.Tensor, grids: dict[str, QuantizedLinear]) -> EvaluationReport:
         """Perplexity of the float model, of rounding to nearest, and of the blocks in the store."""
         source = stream_model(self.checkpoint)
-
-        def round_block(layer: int) -> QuantizedBlock:
-            weights = read_block(self.checkpoint, layer, torch.float32)
-            return quantize_block_rtn(weights, self.settings.bits, self.group_size)
-
-        models = {"float": source, "rtn": self.assemble(round_block, source, grids)}
+        models = {"float": source, "rtn": self.assemble(self.round_block, source, grids)}
         if self.settings.method != "rtn":
             models[self.settings.method] = self.assemble(self.store.load, source, grids)
         found: dict[str, float] = {}
@@ -253,7 +253,7 @@ class Run:
             config=self.checkpoint.config,
             tokenizer=self.checkpoint.tokenizer,
             generation_defaults=self.checkpoint.generation_defaults,
-            quantization=QuantizationConfig(self.settings.bits, self.group_size, zero_point=True, version="gemm"),
+            quantization=self.describe_quantization(),
             tensors=self.list_floats(grids),
             linears=self.list_linears(),
             grids=grids,
@@ -261,6 +261,19 @@ class Run:
             extra_files={REPORT_FILE: report.to_json()},
             overwrite=overwrite,
         )
+
+    def describe_quantization(self) -> QuantizationConfig:
+        """AutoAWQ's format where it has a form for the grids, GPTQ's otherwise.
+
+        AutoAWQ's `gemm` is what most tools read, but it is 4 bits for all layers. GPTQ's version 2 has 2, 3 and 8 bits
+        without waste, layers that differ, and zeros as they are.
+        """
+        bits = self.settings.bits
+        others = {module: found for module, found in self.layer_bits.items() if found != bits}
+        if not others and bits == GEMM_BITS:
+            return QuantizationConfig(bits, self.group_size, zero_point=True, version=GEMM_VERSION)
+        is_asymmetric = not self.settings.is_symmetric
+        return QuantizationConfig(bits, self.group_size, is_asymmetric, GPTQ_VERSION, layer_bits=others)
 
     def list_floats(self, grids: dict[str, QuantizedLinear]) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:
         """Every float tensor of the checkpoint that is not on a grid, one at a time."""
