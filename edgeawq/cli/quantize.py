@@ -108,6 +108,14 @@ def split_override(text: str) -> tuple[str, int]:
     help="Measure perplexity on this text: float, RTN and the method.",
 )
 @click.option("--eval-tokens", type=int, default=12288, show_default=True, help="Tokens of it, in chunks of 1024.")
+@click.option(
+    "--activation-memory",
+    type=float,
+    default=4.0,
+    show_default=True,
+    metavar="GIB",
+    help="Memory for activations of the calibration text; more go to files beside the output.",
+)
 @click.option("--threads", type=int, default=0, help="Threads; 0 takes every CPU.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier checkpoint of edgeawq.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
@@ -128,6 +136,7 @@ def command(
     seed: int,
     evaluation: Path | None,
     eval_tokens: int,
+    activation_memory: float,
     threads: int,
     overwrite: bool,
     as_json: bool,
@@ -166,6 +175,8 @@ def command(
         raise UsageError("--calib has no meaning with --method rtn, which looks at the weights only")
     if threads < 0:
         raise UsageError(f"{threads} threads make no sense", remedy="0 takes every CPU")
+    if not activation_memory >= 0:
+        raise UsageError(f"{activation_memory} GiB for activations make no sense", remedy="0 keeps them all in files")
     with make_bar(get_error_console()) as bar:
         report = quantize_model(
             open_model(model),
@@ -176,6 +187,7 @@ def command(
             overwrite=overwrite,
             on_progress=show_progress(bar),
             n_threads=threads,
+            activation_bytes=int(activation_memory * (1 << 30)),
         )
     if as_json:
         click.echo(json.dumps(report.describe()))

@@ -11,6 +11,7 @@ import torch
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import QuantizedLinear
+from edgeawq.quantize.activations import Activations
 from edgeawq.quantize.clip_search import search_clip
 from edgeawq.quantize.fold import fold_scales, snap_to_float16, tie_query_heads
 from edgeawq.quantize.gptq import GptqPlan, quantize_gptq
@@ -230,16 +231,18 @@ def measure_layer_error(weight: torch.Tensor, rounded: torch.Tensor, gram: torch
 
 
 def measure_block_loss(
-    hidden: torch.Tensor,
-    expected: torch.Tensor,
+    hidden: Activations,
+    expected: Activations,
     weights: BlockWeights,
     config: ModelConfig,
     rope: RopeTables,
     workers: Workers,
+    stride: int = 1,
 ) -> float:
     """Mean over tokens of the output's squared error over the square of what the float block adds to the token.
 
-    hidden and expected are the float block's input and output, [sequences, seqlen, hidden_size].
+    hidden and expected are the float block's input and output, [sequences, seqlen, hidden_size]; every stride-th
+    sequence counts.
     """
 
     def measure(sequence: int) -> float:
@@ -248,4 +251,4 @@ def measure_block_loss(
         added = (wanted - source).square_().sum(-1).clamp_(min=MIN_SHARE)
         return float((error / added).mean(dtype=torch.float64))
 
-    return float(np.mean(workers.run(measure, range(len(hidden)))))
+    return float(np.mean(workers.run(measure, range(0, len(hidden), stride))))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from edgeawq.checkpoints.config import ModelConfig
-from edgeawq.errors import QuantizationError
+from edgeawq.quantize.activations import Activations
 from edgeawq.quantize.block import (
     BlockFormats,
     BlockOutcome,
@@ -40,8 +41,8 @@ LOSS_TOKENS = 1024
 class BlockStates:
     """Activations in front of a block, [sequences, seqlen, hidden_size]."""
 
-    hidden: torch.Tensor  # of the float model
-    quantized: torch.Tensor  # after the blocks as they were quantized; the same tensor where the method looks away
+    hidden: Activations  # of the float model
+    quantized: Activations  # after the blocks as they were quantized; the same ones where the method looks away
 
 
 def quantize_block(
@@ -52,21 +53,19 @@ def quantize_block(
     config: ModelConfig,
     settings: QuantizeSettings,
     workers: Workers,
+    make_room: Callable[[str], Activations],
 ) -> tuple[QuantizedBlock, BlockOutcome, BlockStates]:
     """Quantize block number `layer`: the block, how it came out, and the activations behind it.
 
-    Raises QuantizationError where the float block gives NaN or infinity. The result depends on these arguments only.
+    make_room gives room for activations, under the names "hidden" and "quantized". Raises QuantizationError where the
+    float block gives NaN or infinity. The result depends on the other arguments only.
     """
+    expected = make_room("hidden")
     rope = make_rope(config, states.hidden.shape[1], torch.float32)
     rtn = quantize_block_rtn(weights, forms)
     pairs = find_recipe(config)
     seed = (settings.seed * config.n_layers + layer) * len(states.hidden)
-    expected, statistics = observe_block(states.hidden, weights, config, rope, pairs, seed, workers)
-    if not bool(torch.isfinite(expected).all()):
-        raise QuantizationError(
-            f"the float model's block {layer} gives NaN or infinity on the calibration text",
-            remedy="the checkpoint is damaged, or it is not the model that config.json describes",
-        )
+    statistics = observe_block(states.hidden, expected, weights, config, rope, pairs, seed, workers)
     method = METHODS[settings.method]
     if method.folds_scales:
         folded = fold_best_scales(weights, statistics, forms, config, pairs, workers)
@@ -79,10 +78,11 @@ def quantize_block(
         learned = learn_rounding(source, block.linears, states.quantized, expected, config, rope, plan, seed, workers)
         block = QuantizedBlock(learned, block.floats)
     layers = describe_layers(weights, folded, rtn, block.linears, statistics)
-    sample = slice(None, None, max(1, states.hidden.shape[0] * states.hidden.shape[1] // LOSS_TOKENS))
-    source_states, wanted = states.quantized[sample], expected[sample]
+    stride = max(1, states.hidden.shape[0] * states.hidden.shape[1] // LOSS_TOKENS)
     rtn_loss, loss = (
-        measure_block_loss(source_states, wanted, dequantize_block(one, torch.float32), config, rope, workers)
+        measure_block_loss(
+            states.quantized, expected, dequantize_block(one, torch.float32), config, rope, workers, stride
+        )
         for one in (rtn, block)
     )
     is_reverted = not loss < rtn_loss
@@ -90,7 +90,8 @@ def quantize_block(
         block = rtn
     behind = expected
     if method.learns_rounding:
-        behind = run_sequences(states.quantized, dequantize_block(block, torch.float32), config, rope, workers)
+        behind = make_room("quantized")
+        run_sequences(states.quantized, behind, dequantize_block(block, torch.float32), config, rope, workers)
     return block, BlockOutcome(rtn_loss, loss, is_reverted, layers), BlockStates(expected, behind)
 
 
@@ -112,7 +113,17 @@ def round_block(
 
 
 def run_sequences(
-    hidden: torch.Tensor, weights: BlockWeights, config: ModelConfig, rope: RopeTables, workers: Workers
-) -> torch.Tensor:
-    """The block's output for hidden [sequences, seqlen, hidden_size], a sequence at a time."""
-    return torch.cat(workers.run(lambda one: run_block(one[None], weights, config, rope), list(hidden)))
+    hidden: Activations,
+    outputs: Activations,
+    weights: BlockWeights,
+    config: ModelConfig,
+    rope: RopeTables,
+    workers: Workers,
+) -> None:
+    """Fill outputs with the block's output for hidden, both [sequences, seqlen, hidden_size], sequence by sequence."""
+
+    def run(sequence: int) -> None:
+        one = slice(sequence, sequence + 1)
+        outputs[one] = run_block(hidden[one], weights, config, rope)
+
+    workers.run(run, range(len(hidden)))

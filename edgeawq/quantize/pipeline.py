@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+import edgeawq
 from edgeawq.checkpoints.awq_folder import GEMM_VERSION, GPTQ_VERSION
 from edgeawq.checkpoints.awq_gemm import BITS as GEMM_BITS
 from edgeawq.checkpoints.grid import quantize_rtn
@@ -18,6 +20,7 @@ from edgeawq.checkpoints.model import Checkpoint, QuantizationConfig, QuantizedL
 from edgeawq.checkpoints.new_folder import check_target
 from edgeawq.checkpoints.write_awq import is_own_checkpoint, write_awq_checkpoint
 from edgeawq.errors import UsageError
+from edgeawq.quantize.activations import Activations, count_bytes
 from edgeawq.quantize.block import BlockOutcome, QuantizedBlock, dequantize_block, quantize_block_rtn
 from edgeawq.quantize.block_store import BlockStore, open_store
 from edgeawq.quantize.block_task import BlockStates, quantize_block
@@ -53,6 +56,7 @@ from edgeawq.quantize.settings import (
     explain_group_size,
 )
 
+ACTIVATION_BYTES = 4 << 30
 EMBEDDING, HEAD, FINAL_NORM = "model.embed_tokens", "lm_head", "model.norm"
 
 
@@ -87,6 +91,7 @@ def quantize_model(
     overwrite: bool = False,
     on_progress: OnProgress = lambda progress: None,
     n_threads: int = 0,
+    activation_bytes: int = ACTIVATION_BYTES,
 ) -> QuantizationReport:
     """Quantize a float model of the Llama family into an AutoAWQ checkpoint at `output`, and say how it went.
 
@@ -109,8 +114,9 @@ def quantize_model(
     note = explain_group_size(checkpoint.config, settings.group_size, group_size)
     notes += [note] if note else []
     chunks = read_evaluation_tokens(evaluation.path, checkpoint, evaluation.n_tokens) if evaluation else None
-    with open_store(output) as store, start_workers(n_threads) as workers, torch.no_grad():
-        run = Run(checkpoint, settings, layer_bits, group_size, store, workers, on_progress)
+    key = describe_run(checkpoint, settings, group_size, calibration)
+    with open_store(output, key) as store, start_workers(n_threads) as workers, torch.no_grad():
+        run = Run(checkpoint, settings, layer_bits, group_size, store, workers, on_progress, activation_bytes)
         calibration_set = run.calibrate(calibration) if METHODS[settings.method].needs_text else None
         blocks = run.quantize_blocks(calibration_set)
         grids = run.quantize_heads()
@@ -140,8 +146,17 @@ class Run:
     store: BlockStore
     workers: Workers
     on_progress: OnProgress
+    activation_bytes: int  # that may be in memory; more are kept in files
 
     def calibrate(self, path: Path | None) -> CalibrationSet:
+        """Calibration tokens from a file or folder, or written by the model itself; those of the run that goes on."""
+        found = self.store.load_calibration() if path is None else None
+        if found is None:
+            found = self.find_calibration(path)
+            self.store.save_calibration(found)
+        return found
+
+    def find_calibration(self, path: Path | None) -> CalibrationSet:
         """Calibration tokens from a file or folder, or written by the model itself."""
         settings = self.settings
         seqlen = min(settings.seqlen, self.checkpoint.config.max_position_embeddings)
@@ -170,34 +185,60 @@ class Run:
         return quantize_block_rtn(read_block(self.checkpoint, layer, torch.float32), self.choose_forms(layer))
 
     def quantize_blocks(self, calibration: CalibrationSet | None) -> tuple[BlockOutcome, ...]:
-        """Quantize every block into the store; the outcomes, none for method rtn."""
-        outcomes: list[BlockOutcome] = []
+        """Quantize every block that is not finished into the store; the outcomes of all, none for method rtn."""
         n_layers = self.checkpoint.config.n_layers
-        states = None
-        if calibration is not None:
-            hidden = F.embedding(calibration.token_ids, read_weight(self.checkpoint, EMBEDDING, torch.float32))
-            states = BlockStates(hidden, hidden)
-        self.on_progress(Progress("quantize", 0, n_layers))
-        for layer in range(n_layers):
-            detail = ""
+        done = self.store.count_finished()
+        states = self.find_states(calibration, done) if calibration is not None and done < n_layers else None
+        self.on_progress(Progress("quantize", done, n_layers))
+        for layer in range(done, n_layers):
+            outcome = None
             if states is None:
                 self.store.save(layer, self.round_block(layer))
             else:
-                weights = read_block(self.checkpoint, layer, torch.float32)
-                block, outcome, states = quantize_block(
-                    layer,
-                    weights,
-                    states,
-                    self.choose_forms(layer),
-                    self.checkpoint.config,
-                    self.settings,
-                    self.workers,
-                )
-                self.store.save(layer, block)
-                outcomes.append(outcome)
-                detail = f"loss {outcome.rtn_loss:.4f} → {outcome.loss:.4f}"
+                outcome, states = self.quantize_block(layer, states)
+            detail = "" if outcome is None else f"loss {outcome.rtn_loss:.4f} → {outcome.loss:.4f}"
             self.on_progress(Progress("quantize", layer + 1, n_layers, detail))
-        return tuple(outcomes)
+        found = (self.store.load_outcome(layer) for layer in range(n_layers))
+        return tuple(outcome for outcome in found if outcome is not None)
+
+    def find_states(self, calibration: CalibrationSet, layer: int) -> BlockStates:
+        """The activations in front of block `layer`: of the embedding, or as the run that goes on had left them."""
+        shape = (*calibration.token_ids.shape, self.checkpoint.config.hidden_size)
+        in_memory = self.fits(shape)
+        if layer:
+            hidden = self.store.load_states("hidden", layer, shape, in_memory)
+            if not METHODS[self.settings.method].learns_rounding:
+                return BlockStates(hidden, hidden)
+            return BlockStates(hidden, self.store.load_states("quantized", layer, shape, in_memory))
+        embedding = read_weight(self.checkpoint, EMBEDDING, torch.float32)
+        hidden = self.store.make_room("hidden", 0, shape, in_memory)
+        for number, sequence in enumerate(calibration.token_ids):
+            hidden[number : number + 1] = F.embedding(sequence[None], embedding)
+        return BlockStates(hidden, hidden)
+
+    def fits(self, shape: tuple[int, int, int]) -> bool:
+        """Whether activations of a shape are kept in memory: at most four of that size are alive at once."""
+        return 4 * count_bytes(shape) <= self.activation_bytes
+
+    def quantize_block(self, layer: int, states: BlockStates) -> tuple[BlockOutcome, BlockStates]:
+        """Quantize one block into the store; how it came out, and the activations behind it."""
+        config = self.checkpoint.config
+        shape = (states.hidden.shape[0], states.hidden.shape[1], states.hidden.shape[2])
+
+        def make_room(name: str) -> Activations:
+            return self.store.make_room(name, layer + 1, shape, self.fits(shape))
+
+        weights = read_block(self.checkpoint, layer, torch.float32)
+        forms = self.choose_forms(layer)
+        block, outcome, behind = quantize_block(
+            layer, weights, states, forms, config, self.settings, self.workers, make_room
+        )
+        if layer + 1 < config.n_layers:
+            self.store.keep_states("hidden", layer + 1, behind.hidden)
+            if behind.quantized is not behind.hidden:
+                self.store.keep_states("quantized", layer + 1, behind.quantized)
+        self.store.save(layer, block, outcome)
+        return outcome, behind
 
     def quantize_heads(self) -> dict[str, QuantizedLinear]:
         """The grids of embedding and untied head; none where they stay in float."""
@@ -292,6 +333,27 @@ class Run:
             for module, linear in self.store.load(layer).linears.items():
                 yield f"model.layers.{layer}.{module}", linear
             self.on_progress(Progress("write", layer + 1, n_layers))
+
+
+def describe_run(
+    checkpoint: Checkpoint, settings: QuantizeSettings, group_size: int, calibration: Path | None
+) -> dict[str, object]:
+    """What has to be the same for finished blocks to be used again, as JSON values.
+
+    Of the weights, those of v are compared: the smallest ones that every way of changing a model changes.
+    """
+    config = checkpoint.config
+    digest = hashlib.sha256()
+    for layer in range(config.n_layers):
+        digest.update(np.ascontiguousarray(checkpoint.tensor(f"model.layers.{layer}.self_attn.v_proj.weight")).data)
+    return {
+        "program": edgeawq.__version__,
+        "torch": torch.__version__,
+        "settings": asdict(settings),
+        "group_size": group_size,
+        "model": {"name": checkpoint.name, "config": repr(replace(config, extra={})), "v_proj": digest.hexdigest()},
+        "calibration": None if calibration is None else str(calibration.absolute()),
+    }
 
 
 def describe_calibration(calibration: CalibrationSet) -> CalibrationReport:

@@ -18,12 +18,14 @@ import torch
 
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.model import QuantizedLinear
+from edgeawq.quantize.activations import Activations
 from edgeawq.quantize.grid import LARGEST_F16, SMALLEST_NORMAL_F16
 from edgeawq.quantize.llama import LINEARS, BlockWeights, RopeTables, run_block
 from edgeawq.quantize.parallel import Workers
 
 # Weights updated together: small enough for a task's buffers to stay in the L2 cache.
 TASK_WEIGHTS = 1 << 16
+SMALLEST_SIZE = 1e-12  # of a token's mean square
 MAX_OFFSET = 1.0  # of v, in steps of the grid
 
 
@@ -117,8 +119,8 @@ def finish_linear(layer: LearnedLinear) -> QuantizedLinear:
 def learn_rounding(
     weights: BlockWeights,
     start: dict[str, QuantizedLinear],
-    hidden: torch.Tensor,
-    expected: torch.Tensor,
+    hidden: Activations,
+    expected: Activations,
     config: ModelConfig,
     rope: RopeTables,
     plan: RoundingPlan,
@@ -134,16 +136,15 @@ def learn_rounding(
     layers = dict(zip(LINEARS, prepared, strict=True))
     rounded = dict(weights) | {f"{module}.weight": layer.rounded for module, layer in layers.items()}
     leaves = [layer.rounded for layer in layers.values()]
-    sizes = expected.square().mean(-1, keepdim=True)  # [sequences, seqlen, 1]
-    inverse = 1.0 / sizes.clamp(min=1e-12)
     generator = torch.Generator().manual_seed(seed)
     order: list[int] = []
 
     def differentiate(sequence: int) -> tuple[torch.Tensor, ...]:
-        one = slice(sequence, sequence + 1)
+        source, wanted = hidden[sequence : sequence + 1], expected[sequence : sequence + 1]
+        inverse = wanted.square().mean(-1, keepdim=True).clamp_(min=SMALLEST_SIZE).reciprocal_()  # [1, seqlen, 1]
         with torch.enable_grad():
-            error = run_block(hidden[one], rounded, config, rope) - expected[one]
-            loss = (error.square() * inverse[one]).mean()
+            error = run_block(source, rounded, config, rope) - wanted
+            loss = (error.square() * inverse).mean()
             gradients: tuple[torch.Tensor, ...] = torch.autograd.grad(loss, leaves)
             return gradients
 

@@ -87,7 +87,9 @@ def test_awq_halves_the_error_of_a_block(model: Checkpoint, tokens: torch.Tensor
         expected = run_block(held_out, weights, config, rope)
         forms = dict.fromkeys(LINEARS, GridFormat(4, 64))
         rtn = quantize_block_rtn(weights, forms)
-        _, statistics = observe_block(calibration, weights, config, rope, LLAMA_PAIRS, 0, workers)
+        statistics = observe_block(
+            calibration, torch.empty_like(calibration), weights, config, rope, LLAMA_PAIRS, 0, workers
+        )
         folded = fold_best_scales(weights, statistics, forms, config, LLAMA_PAIRS, workers)
         awq = QuantizedBlock(round_clipped(folded, statistics, forms, workers), pick_floats(folded.weights))
         layers = describe_layers(weights, folded, rtn, awq.linears, statistics)
