@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STAGES = {
     "calibrate": "calibration text",
+    "measure": "sensitivity",
     "quantize": "blocks",
     "evaluate": "perplexity",
     "write": "writing",
@@ -81,6 +82,12 @@ def split_override(text: str) -> tuple[str, int]:
     metavar="N|channel",
     help="Weights that share a scale; the largest power of two up to this that fits every layer. channel: whole rows.",
 )
+@click.option(
+    "--target-bpw",
+    type=float,
+    metavar="BITS",
+    help="Average bits per weight, scales included, such as 3.5: bits by layer from measured sensitivity.",
+)
 @click.option("--symmetric", is_flag=True, help="Grids around zero, without zero points.")
 @click.option(
     "--act-order/--no-act-order", default=None, help="GPTQ takes the columns that see most first [with awq+gptq]."
@@ -126,6 +133,7 @@ def command(
     bits: int,
     bits_for: tuple[str, ...],
     group_size: int,
+    target_bpw: float | None,
     symmetric: bool,
     act_order: bool | None,
     rounding_steps: int,
@@ -170,6 +178,7 @@ def command(
         act_order=act_order,
         bits_for=tuple(split_override(text) for text in bits_for),
         rounding_steps=rounding_steps,
+        target_bpw=target_bpw,
     )
     if calib is not None and method == "rtn":
         raise UsageError("--calib has no meaning with --method rtn, which looks at the weights only")

@@ -38,6 +38,7 @@ from edgeawq.quantize.calibration import CalibrationSet
 
 WORK_MARK = ".blocks"
 KEY_FILE, LOCK_FILE, CALIBRATION_FILE = "run.json", "lock", "calibration.npz"
+BITS_FILE = "layer_bits.json"
 TOKENS, FIELDS = "token_ids", "fields"
 STATES = ("hidden", "quantized")
 
@@ -129,8 +130,8 @@ class BlockStore:
         before = self.load_calibration()
         if before is not None and torch.equal(before.token_ids, calibration.token_ids):
             return
-        for path in self.folder.glob("outcome-*.json"):
-            path.unlink()
+        for path in (*self.folder.glob("outcome-*.json"), self.folder / BITS_FILE):
+            path.unlink(missing_ok=True)
         fields = {name: value for name, value in vars(calibration).items() if name != TOKENS}
         with write_safely(self.folder / CALIBRATION_FILE) as file:
             np.savez(file, **{TOKENS: calibration.token_ids.numpy(), FIELDS: np.array(json.dumps(fields))})
@@ -142,6 +143,19 @@ class BlockStore:
             return None
         with np.load(path, allow_pickle=False) as arrays:
             return CalibrationSet(torch.from_numpy(arrays[TOKENS]), **json.loads(str(arrays[FIELDS])))
+
+    def save_layer_bits(self, layer_bits: dict[str, int]) -> None:
+        """Write the bits that were chosen for every layer."""
+        with write_safely(self.folder / BITS_FILE) as file:
+            file.write(json.dumps(layer_bits).encode())
+
+    def load_layer_bits(self) -> dict[str, int] | None:
+        """The bits that were chosen for every layer; None where none were."""
+        path = self.folder / BITS_FILE
+        if not path.is_file():
+            return None
+        chosen: dict[str, int] = json.loads(path.read_text())
+        return chosen
 
     def _name(self, layer: int) -> Path:
         return self.folder / f"block-{layer:05d}.npz"

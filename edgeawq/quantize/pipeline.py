@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from edgeawq.checkpoints.awq_gemm import BITS as GEMM_BITS
 from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import Checkpoint, QuantizationConfig, QuantizedLinear
 from edgeawq.checkpoints.new_folder import check_target
+from edgeawq.checkpoints.tensor_shapes import list_linear_shapes
 from edgeawq.checkpoints.write_awq import is_own_checkpoint, write_awq_checkpoint
 from edgeawq.errors import UsageError
 from edgeawq.quantize.activations import Activations, count_bytes
+from edgeawq.quantize.bit_choice import BitOptions, choose_bits, measure_options
 from edgeawq.quantize.block import BlockOutcome, QuantizedBlock, dequantize_block, quantize_block_rtn
 from edgeawq.quantize.block_store import BlockStore, open_store
 from edgeawq.quantize.block_task import BlockStates, quantize_block
@@ -46,6 +49,7 @@ from edgeawq.quantize.report import (
 )
 from edgeawq.quantize.self_text import write_calibration
 from edgeawq.quantize.settings import (
+    BITS,
     GEMM_OUTPUTS,
     GPTQ_OUTPUTS,
     QuantizeSettings,
@@ -107,7 +111,7 @@ def quantize_model(
     find_recipe(checkpoint.config)
     check_target(output, overwrite=overwrite, is_own=is_own_checkpoint)
     layer_bits = choose_layer_bits(checkpoint.config, settings)
-    is_gemm = set(layer_bits.values()) == {GEMM_BITS}
+    is_gemm = set(layer_bits.values()) == {GEMM_BITS} and settings.target_bpw is None
     outputs = GEMM_OUTPUTS if is_gemm else GPTQ_OUTPUTS
     group_size = choose_group_size(checkpoint.config, settings.group_size, outputs)
     notes = [*checkpoint.config.notes]
@@ -118,6 +122,8 @@ def quantize_model(
     with open_store(output, key) as store, start_workers(n_threads) as workers, torch.no_grad():
         run = Run(checkpoint, settings, layer_bits, group_size, store, workers, on_progress, activation_bytes)
         calibration_set = run.calibrate(calibration) if METHODS[settings.method].needs_text else None
+        if settings.target_bpw is not None and calibration_set is not None:
+            run = replace(run, layer_bits=run.choose_bits(calibration_set, settings.target_bpw))
         blocks = run.quantize_blocks(calibration_set)
         grids = run.quantize_heads()
         report = QuantizationReport(
@@ -128,7 +134,7 @@ def quantize_model(
             calibration=describe_calibration(calibration_set) if calibration_set else None,
             blocks=blocks,
             evaluation=run.evaluate(evaluation.path.name, chunks, grids) if evaluation and chunks is not None else None,
-            bits_per_weight=count_bits_per_weight(checkpoint.config, layer_bits, group_size),
+            bits_per_weight=count_bits_per_weight(checkpoint.config, run.layer_bits, group_size),
             notes=tuple(notes),
         )
         run.write(output, grids, report, overwrite)
@@ -179,6 +185,36 @@ class Run:
     def choose_forms(self, layer: int) -> dict[str, GridFormat]:
         """The grids of one block's layers."""
         return choose_forms(layer, self.layer_bits, self.checkpoint.config, self.settings, self.group_size)
+
+    def choose_bits(self, calibration: CalibrationSet, target: float) -> dict[str, int]:
+        """Bits by module for an average, those of --bits-for as they are; the choice of the run that goes on."""
+        found = self.store.load_layer_bits()
+        if found is not None:
+            return found
+        config, settings = self.checkpoint.config, self.settings
+        fixed = {module for module in self.layer_bits for pattern, _ in settings.bits_for if re.search(pattern, module)}
+        options: list[BitOptions] = []
+        states = self.find_states(calibration, 0).hidden
+        shape = (states.shape[0], states.shape[1], states.shape[2])
+        self.on_progress(Progress("measure", 0, config.n_layers))
+        for layer in range(config.n_layers):
+            prefix = f"model.layers.{layer}."
+            forms = {
+                module: tuple(replace(form, bits=bits) for bits in BITS) if prefix + module not in fixed else (form,)
+                for module, form in self.choose_forms(layer).items()
+            }
+            behind = self.store.make_room("measured", layer, shape, self.fits(shape))
+            weights = read_block(self.checkpoint, layer, torch.float32)
+            seed = (settings.seed * config.n_layers + layer) * len(states)
+            options += measure_options(
+                prefix, states, behind, weights, forms, config, find_recipe(config), seed, self.workers
+            )
+            states = behind
+            self.on_progress(Progress("measure", layer + 1, config.n_layers))
+        n_weights = sum(rows * columns for rows, columns in list_linear_shapes(config).values())
+        chosen = choose_bits(options, n_weights, target)
+        self.store.save_layer_bits(chosen)
+        return chosen
 
     def round_block(self, layer: int) -> QuantizedBlock:
         """One block rounded to nearest."""

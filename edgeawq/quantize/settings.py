@@ -38,6 +38,7 @@ class QuantizeSettings:
     act_order: bool | None = None  # None: as the method is best
     bits_for: tuple[tuple[str, int], ...] = ()  # (pattern of module names, bits), the last that matches counts
     rounding_steps: int = 200
+    target_bpw: float | None = None  # average bits a weight, scales included: bits by layer from measured sensitivity
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -46,6 +47,11 @@ class QuantizeSettings:
         if self.act_order is not None and not METHODS[self.method].rounds_by_columns:
             raise UsageError(
                 f"--act-order has no meaning with --method {self.method}", remedy="it is the order of GPTQ's columns"
+            )
+        if self.target_bpw is not None and not METHODS[self.method].needs_text:
+            raise UsageError(
+                f"--target-bpw has no meaning with --method {self.method}",
+                remedy="it needs a method that looks at activations, such as awq",
             )
         if not 1 <= self.rounding_steps <= MAX_ROUNDING_STEPS:
             raise UsageError(
