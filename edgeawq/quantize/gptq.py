@@ -98,6 +98,7 @@ def round_columns(
     work = source[order]  # a copy
     steps = torch.empty_like(work)
     groups = order // form.group_size
+    alive = find_alive(source, form)
     parts: list[TransposedGrid] = []
     for first in range(0, width, LAZY_COLUMNS):
         last = min(first + LAZY_COLUMNS, width)
@@ -113,7 +114,7 @@ def round_columns(
                 parts.append(choose_group_grid(group, diagonal[column : column + form.group_size], form))
             scale, zero = pick_group(grid, parts, int(groups[column]))
             value = work[column]
-            step = torch.clamp((value / scale).round_(), -zero, form.top - zero)
+            step = torch.clamp((value / scale).round_(), -zero, form.top - zero).mul_(alive[groups[column]])
             steps[column] = step
             error = torch.sub(value, step.mul(scale)).div_(factor[column, column])
             errors[column - first] = error
@@ -126,6 +127,11 @@ def round_columns(
     ordered = torch.empty_like(steps)
     ordered[order] = steps
     return ordered, grid
+
+
+def find_alive(source: torch.Tensor, form: GridFormat) -> torch.Tensor:
+    """1 where a group holds anything, 0 where it is all zeros and stays so, [groups, out_features]."""
+    return (source.view(-1, form.group_size, source.shape[1]) != 0.0).any(1).to(source.dtype)
 
 
 def pick_group(
@@ -214,6 +220,7 @@ def move_values(
     damped = damp(gram, damping)
     scales = grid.scales.repeat_interleave(form.group_size, 0)
     zeros = grid.zeros.repeat_interleave(form.group_size, 0)
+    alive = find_alive(source, form)
     values = steps * scales
     pull = damped @ (values - source)  # H δ, [in_features, out_features]
     moved = steps.clone()
@@ -223,6 +230,7 @@ def move_values(
         for column in range(first, last):
             wanted = values[column] - pull[column] / damped[column, column]
             step = torch.clamp((wanted / scales[column]).round_(), -zeros[column], form.top - zeros[column])
+            step.mul_(alive[column // form.group_size])
             change = step * scales[column] - values[column]
             moved[column] = step
             changes[column - first] = change

@@ -21,14 +21,14 @@ from edgeawq.checkpoints.model import Checkpoint, QuantizationConfig, QuantizedL
 from edgeawq.checkpoints.new_folder import check_target
 from edgeawq.checkpoints.tensor_shapes import list_linear_shapes
 from edgeawq.checkpoints.write_awq import is_own_checkpoint, write_awq_checkpoint
-from edgeawq.errors import UsageError
+from edgeawq.errors import QuantizationError, UsageError
 from edgeawq.quantize.activations import Activations, count_bytes
 from edgeawq.quantize.bit_choice import BitOptions, choose_bits, measure_options
 from edgeawq.quantize.block import BlockOutcome, QuantizedBlock, dequantize_block, quantize_block_rtn
 from edgeawq.quantize.block_store import BlockStore, open_store
 from edgeawq.quantize.block_task import BlockStates, quantize_block
 from edgeawq.quantize.calibration import CalibrationSet, read_calibration
-from edgeawq.quantize.grid import GridFormat, dequantize_to_tensor
+from edgeawq.quantize.grid import LARGEST_F16, GridFormat, dequantize_to_tensor
 from edgeawq.quantize.llama import read_block, read_weight
 from edgeawq.quantize.methods import METHODS
 from edgeawq.quantize.parallel import Workers, start_workers
@@ -118,6 +118,7 @@ def quantize_model(
     note = explain_group_size(checkpoint.config, settings.group_size, group_size)
     notes += [note] if note else []
     chunks = read_evaluation_tokens(evaluation.path, checkpoint, evaluation.n_tokens) if evaluation else None
+    check_vectors(checkpoint)
     key = describe_run(checkpoint, settings, group_size, calibration)
     with open_store(output, key) as store, start_workers(n_threads) as workers, torch.no_grad():
         run = Run(checkpoint, settings, layer_bits, group_size, store, workers, on_progress, activation_bytes)
@@ -369,6 +370,21 @@ class Run:
             for module, linear in self.store.load(layer).linears.items():
                 yield f"model.layers.{layer}.{module}", linear
             self.on_progress(Progress("write", layer + 1, n_layers))
+
+
+def check_vectors(checkpoint: Checkpoint) -> None:
+    """Raise QuantizationError for a norm or bias that float16 cannot hold, before hours of work are spent on it."""
+    linears = {f"{module}.weight" for module in list_linear_shapes(checkpoint.config)}
+    for name in checkpoint.tensor_names():
+        if name in linears or not name.startswith(("model.layers.", f"{FINAL_NORM}.")):
+            continue
+        largest = float(np.abs(checkpoint.tensor(name)).max(initial=0.0))
+        if not largest <= LARGEST_F16:  # also true for NaN
+            raise QuantizationError(
+                f"{name} reaches {largest:.4g}; the checkpoint holds it in float16, up to {LARGEST_F16:.0f}, and "
+                "without NaN or infinity",
+                remedy="the checkpoint is damaged, or its norms and biases cannot be stored in float16",
+            )
 
 
 def describe_run(

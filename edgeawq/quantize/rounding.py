@@ -48,6 +48,7 @@ class LearnedLinear:
     first_scales: torch.Tensor  # [out_features, groups, 1]
     log_scales: torch.Tensor  # [out_features, groups, 1] log(s / first_scales)
     zeros: torch.Tensor  # [out_features, groups, 1]
+    alive: torch.Tensor  # [out_features, groups, 1] 0 where a group is all zeros, and stays so
     bits: int
     rounded: torch.Tensor  # [out_features, in_features] what the weight is rounded to; a leaf that wants gradients
 
@@ -71,7 +72,10 @@ def prepare_linear(weight: torch.Tensor, start: QuantizedLinear) -> LearnedLinea
     high = torch.where(wanted >= 2**start.bits - 1 - zeros, torch.inf, wanted + 0.499)
     offset = torch.maximum(torch.minimum(steps, high), low) - steps
     rounded = (wanted * scales).view(out_features, in_features)
-    return LearnedLinear(groups, offset, scales, torch.zeros_like(scales), zeros, start.bits, rounded.requires_grad_())
+    alive = (groups != 0.0).any(-1, keepdim=True).float()
+    return LearnedLinear(
+        groups, offset, scales, torch.zeros_like(scales), zeros, alive, start.bits, rounded.requires_grad_()
+    )
 
 
 def read_scales(log_scales: torch.Tensor, first_scales: torch.Tensor) -> torch.Tensor:
@@ -93,7 +97,7 @@ def step_rows(layer: LearnedLinear, rows: slice, gradient: torch.Tensor, offset_
     first, logs = layer.first_scales[rows], layer.log_scales[rows]
     scales = read_scales(logs, first)
     steps, inside = round_groups(layer, rows, scales)
-    is_free = steps.eq_(inside)  # 1 where the grid's ends do not hold the weight
+    is_free = steps.eq_(inside).mul_(layer.alive[rows])  # 1 where the grid's ends do not hold the weight
     pull = torch.addcdiv(inside, weight * is_free, scales, value=-1.0).mul_(gradient).sum(-1, keepdim=True)
     logs.sub_(pull.sign_(), alpha=scale_rate)
     offset.sub_(gradient.sign().mul_(is_free), alpha=offset_rate).clamp_(-MAX_OFFSET, MAX_OFFSET)
