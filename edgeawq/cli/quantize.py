@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.table import Table
 
+    from edgeawq.quantize.cluster import Cluster
     from edgeawq.quantize.pipeline import Progress
     from edgeawq.quantize.report import QuantizationReport
 
@@ -123,6 +125,11 @@ def split_override(text: str) -> tuple[str, int]:
     metavar="GIB",
     help="Memory for activations of the calibration text; more go to files beside the output.",
 )
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Quantize the blocks on the Dask cluster there, such as tcp://127.0.0.1:8786, whose workers see these files.",
+)
 @click.option("--threads", type=int, default=0, help="Threads; 0 takes every CPU.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier checkpoint of edgeawq.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
@@ -145,6 +152,7 @@ def command(
     evaluation: Path | None,
     eval_tokens: int,
     activation_memory: float,
+    scheduler: str | None,
     threads: int,
     overwrite: bool,
     as_json: bool,
@@ -186,7 +194,7 @@ def command(
         raise UsageError(f"{threads} threads make no sense", remedy="0 takes every CPU")
     if not activation_memory >= 0:
         raise UsageError(f"{activation_memory} GiB for activations make no sense", remedy="0 keeps them all in files")
-    with make_bar(get_error_console()) as bar:
+    with connect(scheduler) as cluster, make_bar(get_error_console()) as bar:
         report = quantize_model(
             open_model(model),
             output,
@@ -197,6 +205,8 @@ def command(
             on_progress=show_progress(bar),
             n_threads=threads,
             activation_bytes=int(activation_memory * (1 << 30)),
+            cluster=cluster,
+            reference=str(Path(model).absolute()) if Path(model).exists() else model,
         )
     if as_json:
         click.echo(json.dumps(report.describe()))
@@ -207,6 +217,18 @@ def command(
     if report.blocks:
         console.print(make_layer_table(report))
     console.print(make_summary(report, output))
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[Cluster | None]:
+    """The cluster at an address; none without one."""
+    if address is None:
+        yield None
+        return
+    from edgeawq.quantize.cluster import connect_cluster
+
+    with connect_cluster(address) as cluster:
+        yield cluster
 
 
 def make_bar(console: object) -> Bar:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -91,9 +92,13 @@ class BlockStore:
     def count_finished(self) -> int:
         """How many blocks are finished, from the first one on."""
         done = 0
-        while (self.folder / f"outcome-{done:05d}.json").is_file():
+        while self.is_finished(done):
             done += 1
         return done
+
+    def is_finished(self, layer: int) -> bool:
+        """Whether a block is finished, whatever the others are."""
+        return (self.folder / f"outcome-{layer:05d}.json").is_file()
 
     def load_outcome(self, layer: int) -> BlockOutcome | None:
         """How a finished block came out; None for a method that does not look."""
@@ -109,16 +114,16 @@ class BlockStore:
 
     def keep_states(self, name: str, layer: int, states: Activations) -> None:
         """See activations in front of block `layer` safely on the disk."""
-        unfinished = self._state(name, layer, finished=False)
         if isinstance(states, torch.Tensor):
-            stored = make_activations((states.shape[0], states.shape[1], states.shape[2]), unfinished)
+            room = self._state(name, layer, finished=False)
+            stored = make_activations((states.shape[0], states.shape[1], states.shape[2]), room)
             for sequence in range(len(states)):
                 stored[sequence : sequence + 1] = states[sequence : sequence + 1]
         else:
             stored = states
         assert isinstance(stored, StoredActivations)
         stored.sync()
-        unfinished.replace(self._state(name, layer))
+        stored.path.replace(self._state(name, layer))
 
     def load_states(self, name: str, layer: int, shape: tuple[int, int, int], in_memory: bool) -> Activations:
         """Activations in front of block `layer`, as they were kept."""
@@ -161,13 +166,16 @@ class BlockStore:
         return self.folder / f"block-{layer:05d}.npz"
 
     def _state(self, name: str, layer: int, finished: bool = True) -> Path:
-        return self.folder / f"{name}-{layer:05d}.{'f32' if finished else 'unfinished'}"
+        if finished:
+            return self.folder / f"{name}-{layer:05d}.f32"
+        return self.folder / f"{name}-{layer:05d}.{os.getpid()}-{secrets.token_hex(4)}.unfinished"
 
 
 @contextmanager
 def write_safely(path: Path) -> Iterator[BinaryIO]:
     """A file that appears under its name when its content is on the disk."""
-    unfinished = path.with_name(path.name + ".unfinished")
+    # Two processes that do the same job must not write into each other's file.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.unfinished")
     with unfinished.open("wb") as file:
         yield file
         file.flush()

@@ -25,11 +25,13 @@ from edgeawq.errors import QuantizationError, UsageError
 from edgeawq.quantize.activations import Activations, count_bytes
 from edgeawq.quantize.bit_choice import BitOptions, choose_bits, measure_options
 from edgeawq.quantize.block import BlockOutcome, QuantizedBlock, dequantize_block, quantize_block_rtn
+from edgeawq.quantize.block_jobs import BlockJob, run_jobs
 from edgeawq.quantize.block_store import BlockStore, open_store
-from edgeawq.quantize.block_task import BlockStates, quantize_block
+from edgeawq.quantize.block_task import BlockStates, quantize_block, run_sequences
 from edgeawq.quantize.calibration import CalibrationSet, read_calibration
+from edgeawq.quantize.cluster import Cluster
 from edgeawq.quantize.grid import LARGEST_F16, GridFormat, dequantize_to_tensor
-from edgeawq.quantize.llama import read_block, read_weight
+from edgeawq.quantize.llama import make_rope, read_block, read_weight
 from edgeawq.quantize.methods import METHODS
 from edgeawq.quantize.parallel import Workers, start_workers
 from edgeawq.quantize.perplexity import (
@@ -96,6 +98,8 @@ def quantize_model(
     on_progress: OnProgress = lambda progress: None,
     n_threads: int = 0,
     activation_bytes: int = ACTIVATION_BYTES,
+    cluster: Cluster | None = None,
+    reference: str | None = None,
 ) -> QuantizationReport:
     """Quantize a float model of the Llama family into an AutoAWQ checkpoint at `output`, and say how it went.
 
@@ -122,10 +126,11 @@ def quantize_model(
     key = describe_run(checkpoint, settings, group_size, calibration)
     with open_store(output, key) as store, start_workers(n_threads) as workers, torch.no_grad():
         run = Run(checkpoint, settings, layer_bits, group_size, store, workers, on_progress, activation_bytes)
+        jobs = ClusterRun(cluster, reference or checkpoint, n_threads) if cluster is not None else None
         calibration_set = run.calibrate(calibration) if METHODS[settings.method].needs_text else None
         if settings.target_bpw is not None and calibration_set is not None:
             run = replace(run, layer_bits=run.choose_bits(calibration_set, settings.target_bpw))
-        blocks = run.quantize_blocks(calibration_set)
+        blocks = run.quantize_blocks(calibration_set, jobs)
         grids = run.quantize_heads()
         report = QuantizationReport(
             model=checkpoint.name,
@@ -140,6 +145,15 @@ def quantize_model(
         )
         run.write(output, grids, report, overwrite)
     return report
+
+
+@dataclass(frozen=True)
+class ClusterRun:
+    """An executor for the blocks, and how its processes find the model."""
+
+    cluster: Cluster
+    model: str | Checkpoint
+    n_threads: int
 
 
 @dataclass(frozen=True)
@@ -221,12 +235,17 @@ class Run:
         """One block rounded to nearest."""
         return quantize_block_rtn(read_block(self.checkpoint, layer, torch.float32), self.choose_forms(layer))
 
-    def quantize_blocks(self, calibration: CalibrationSet | None) -> tuple[BlockOutcome, ...]:
+    def quantize_blocks(
+        self, calibration: CalibrationSet | None, cluster: ClusterRun | None = None
+    ) -> tuple[BlockOutcome, ...]:
         """Quantize every block that is not finished into the store; the outcomes of all, none for method rtn."""
         n_layers = self.checkpoint.config.n_layers
         done = self.store.count_finished()
         states = self.find_states(calibration, done) if calibration is not None and done < n_layers else None
         self.on_progress(Progress("quantize", done, n_layers))
+        if cluster is not None and states is not None:
+            self.submit_blocks(states.hidden, done, cluster)
+            done = n_layers
         for layer in range(done, n_layers):
             outcome = None
             if states is None:
@@ -237,6 +256,36 @@ class Run:
             self.on_progress(Progress("quantize", layer + 1, n_layers, detail))
         found = (self.store.load_outcome(layer) for layer in range(n_layers))
         return tuple(outcome for outcome in found if outcome is not None)
+
+    def submit_blocks(self, hidden: Activations, first: int, cluster: ClusterRun) -> None:
+        """Quantize the blocks from `first` on through an executor; this process runs the float model meanwhile.
+
+        Where a block needs what the quantized blocks before it leave behind, it waits for the one before it.
+        """
+        config, settings = self.checkpoint.config, self.settings
+        shape = (hidden.shape[0], hidden.shape[1], hidden.shape[2])
+        n_at_once = 1 if METHODS[settings.method].learns_rounding else 2 * cluster.cluster.n_workers
+
+        def make_jobs() -> Iterator[BlockJob]:
+            states = hidden
+            for layer in range(first, config.n_layers):
+                self.store.keep_states("hidden", layer, states)
+                if not self.store.is_finished(layer):
+                    forms = self.choose_forms(layer)
+                    in_memory = self.fits(shape)
+                    folder = self.store.folder.absolute()
+                    yield BlockJob(cluster.model, folder, layer, shape, forms, settings, in_memory, cluster.n_threads)
+                if layer + 1 < config.n_layers:
+                    weights = read_block(self.checkpoint, layer, torch.float32)
+                    rope = make_rope(config, shape[1], torch.float32)
+                    behind = self.store.make_room("hidden", layer + 1, shape, self.fits(shape))
+                    run_sequences(states, behind, weights, config, rope, self.workers)
+                    states = behind
+
+        done = sum(self.store.is_finished(layer) for layer in range(config.n_layers))
+        for _ in run_jobs(cluster.cluster.executor, make_jobs(), n_at_once):
+            done += 1
+            self.on_progress(Progress("quantize", done, config.n_layers))
 
     def find_states(self, calibration: CalibrationSet, layer: int) -> BlockStates:
         """The activations in front of block `layer`: of the embedding, or as the run that goes on had left them."""
