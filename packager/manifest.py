@@ -38,7 +38,7 @@ ROLES: Mapping[str, tuple[int, int, int]] = {
     "generation": (1, 1, 1 << 20),
     "golden": (0, 1, 1 << 20),
 }
-BITS = (4, 8)
+BITS = (2, 3, 4, 8)
 
 _REMEDY = "pack the checkpoint again with `edgeawq pack`, or copy the bundle again"
 _PATH_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")

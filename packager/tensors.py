@@ -67,7 +67,7 @@ class TensorSource:
     @property
     def body_bits(self) -> set[int]:
         """Bits of the weights in the layers."""
-        return {self._body.bits}
+        return set(self._body.all_bits)
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has the tensor `name` of weights.bin; biases may be absent."""
@@ -82,7 +82,8 @@ class TensorSource:
             return 4 * out_features
         bits = (self._head_bits or DEFAULT_HEAD_BITS) if name in HEADS else self._body.bits
         padded = -(-out_features // self._layout.record_rows) * self._layout.record_rows
-        return padded * in_features * bits // 8 + padded * (in_features // self._body.group_size + 1) * 3
+        groups = in_features // self._body.group_size if self._body.group_size > 0 else 1
+        return padded * in_features * bits // 8 + padded * (groups + 1) * 3
 
     def open(self, name: str, kind: str, out_features: int, in_features: int) -> TensorData:
         """Read the tensor `name` of the given shape."""
@@ -95,7 +96,7 @@ class TensorSource:
             return self._open_head(HEADS[name], out_features, in_features)
         layer, _, part = name.rpartition(".")
         modules = [f"model.{layer}.{module}" for module in LAYER_LINEARS[part]]
-        grids = [self._read_grid(module) for module in modules]
+        grids = _widen([self._read_grid(module) for module in modules])
         _check_alike(name, modules, grids, out_features, in_features)
         if part == "gate_up":
             gate, up = grids
@@ -147,7 +148,7 @@ class TensorSource:
 
     def _choose_head_group(self, module: str, in_features: int) -> int:
         for size in (self._body.group_size, *HEAD_GROUP_SIZES):
-            if size % GROUP_MULTIPLE == 0 and in_features % size == 0:
+            if size > 0 and size % GROUP_MULTIPLE == 0 and in_features % size == 0:
                 return size
         raise UnsupportedModelError(
             f"{module} is {in_features} wide, which is no multiple of {GROUP_MULTIPLE}: no kernel takes it",
@@ -225,6 +226,12 @@ def _check_grid(module: str, grid: QuantizedLinear) -> None:
         )
     if not np.isfinite(grid.scales).all():
         raise CheckpointError(f"{module} has a scale that is no number", remedy="quantize the model again")
+
+
+def _widen(grids: list[QuantizedLinear]) -> list[QuantizedLinear]:
+    """Layers that become one matrix, all with the most bits among them: the same values, zeros and scales do."""
+    bits = max(grid.bits for grid in grids)
+    return [replace(grid, bits=bits) for grid in grids]
 
 
 def _check_alike(

@@ -19,13 +19,14 @@ SMALLEST_NORMAL_F16 = 2.0**-14
 LARGEST_F16 = 65504.0
 
 
-def quantize_rtn(weight: npt.ArrayLike, bits: int, group_size: int) -> QuantizedLinear:
-    """Round a weight [out_features, in_features] to the nearest points of the asymmetric grid.
+def quantize_rtn(weight: npt.ArrayLike, bits: int, group_size: int, *, is_symmetric: bool = False) -> QuantizedLinear:
+    """Round a weight [out_features, in_features] to the nearest points of a uniform grid, asymmetric unless said.
 
     Per group of `group_size` inputs: scale = (max - min) / (2**bits - 1), zero = round(-min / scale),
     q = round(w / scale) + zero, all clamped to 0 … 2**bits - 1. The range always includes 0, because an unsigned
     zero point cannot express a group that lies wholly on one side of it. Rounding uses the float16 value of the
-    scale, the one that is stored. A group of zeros gets q = zero = 0 and an ordinary scale.
+    scale, the one that is stored. A group of zeros gets q = zero and an ordinary scale. A symmetric grid spans
+    ± the largest weight, and its zero is 2**(bits - 1) everywhere.
     Raises QuantizationError for NaN, infinity, a scale beyond float16, or a width that the group does not divide.
     """
     matrix = np.asarray(weight)
@@ -43,12 +44,14 @@ def quantize_rtn(weight: npt.ArrayLike, bits: int, group_size: int) -> Quantized
                 f"the weight [{out_features}, {in_features}] holds NaN or infinity (first in row {row})",
                 remedy="the checkpoint is damaged or was saved after a diverged training step; get it again",
             )
-        scales[rows], zeros[rows] = choose_grid(groups, bits)
+        scales[rows], zeros[rows] = choose_grid(groups, bits, is_symmetric=is_symmetric)
         q[rows] = round_to_grid(groups, scales[rows], zeros[rows], bits)
     return QuantizedLinear(q=q, scales=scales, zeros=zeros, bits=bits, group_size=group_size)
 
 
-def choose_grid(groups: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
+def choose_grid(
+    groups: npt.NDArray[np.float32], bits: int, *, is_symmetric: bool = False
+) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint8]]:
     """The scale and zero of each group from its smallest and largest weight.
 
     `groups` is [rows, n_groups, group_size] and finite; both results are [rows, n_groups].
@@ -56,6 +59,9 @@ def choose_grid(groups: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray
     top = 2**bits - 1
     low = np.minimum(groups.min(axis=-1), 0.0).astype(np.float64)  # [rows, groups]
     high = np.maximum(groups.max(axis=-1), 0.0).astype(np.float64)  # [rows, groups]
+    if is_symmetric:
+        high = np.maximum(high, -low)
+        low = -high
     wanted = (high - low) / top
     if wanted.size and wanted.max() > LARGEST_F16:
         raise QuantizationError(
@@ -68,6 +74,8 @@ def choose_grid(groups: npt.NDArray[np.float32], bits: int) -> tuple[npt.NDArray
     short = (scales < SMALLEST_NORMAL_F16) & (scales.astype(np.float64) < wanted)
     scales = np.where(short, np.nextafter(scales, np.float16(1.0)), scales)
     scales = np.where(wanted == 0.0, np.float16(SMALLEST_NORMAL_F16), scales)
+    if is_symmetric:
+        return scales, np.full(scales.shape, 1 << (bits - 1), np.uint8)
     zeros = np.clip(np.rint(-low / scales.astype(np.float64)), 0, top).astype(np.uint8)
     return scales, zeros
 

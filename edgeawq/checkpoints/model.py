@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -43,13 +43,20 @@ class QuantizedLinear:
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """What `quantization_config` of an AutoAWQ checkpoint says."""
+    """What `quantization_config` of a quantized checkpoint says."""
 
     bits: int
-    group_size: int
+    group_size: int  # -1: one group for every output row
     zero_point: bool
-    version: str  # "gemm"
+    version: str  # "gemm" (AutoAWQ) | "gptq_v2"
     modules_to_not_convert: tuple[str, ...] = ()
+    # Layers with other bits, by module such as "model.layers.0.mlp.down_proj".
+    layer_bits: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def all_bits(self) -> tuple[int, ...]:
+        """Every number of bits that a layer of the body has, ascending."""
+        return tuple(sorted({self.bits, *self.layer_bits.values()}))
 
 
 class Checkpoint(Protocol):

@@ -1,4 +1,4 @@
-"""Writing an AutoAWQ `gemm` checkpoint, tensor by tensor."""
+"""Writing a quantized checkpoint, tensor by tensor: AutoAWQ `gemm`, or GPTQ version 2 where AutoAWQ has no form."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgeawq.checkpoints.awq_folder import GRIDS_FILE, AwqFolder
+from edgeawq.checkpoints.awq_folder import GPTQ_VERSION, GRIDS_FILE, PER_CHANNEL, AwqFolder
 from edgeawq.checkpoints.awq_gemm import pack_linear_gemm
 from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.checkpoints.gptq_v2 import pack_linear_gptq
 from edgeawq.checkpoints.grid import dequantize
 from edgeawq.checkpoints.hf_config import describe_hf_config
 from edgeawq.checkpoints.model import QuantizationConfig, QuantizedLinear, TokenizerFiles
@@ -47,7 +48,7 @@ def write_awq_checkpoint(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> Path:
-    """Write a checkpoint that AutoAWQ's tools load, and return its folder.
+    """Write a checkpoint that other tools load as well (`quantization.version`: which), and return its folder.
 
     `tensors` are the float ones by full name (norms, biases, embedding, untied head; any float type, stored in
     float16); `linears` and `grids` go by module name. A module in `grids` (embedding or head) is stored as float16 of
@@ -59,12 +60,13 @@ def write_awq_checkpoint(
     """
     check_target(folder, overwrite=overwrite, is_own=is_own_checkpoint)
     check_extra_files(extra_files)
+    pack = pack_linear_gptq if quantization.version == GPTQ_VERSION else pack_linear_gemm
     with make_folder(folder) as partial:
         with ShardedWriter(partial, shard_bytes) as writer:
             write_float_tensors(writer, tensors, grids)
             for module, linear in linears:
                 check_linear(module, linear, quantization)
-                for part, values in pack_linear_gemm(linear).items():
+                for part, values in pack(linear).items():
                     writer.add(f"{module}.{part}", values)
             writer.finish()
         write_grids(partial / GRIDS_FILE, grids)
@@ -169,10 +171,12 @@ def convert_to_f16(name: str, values: npt.NDArray[np.generic]) -> npt.NDArray[np
 
 def check_linear(module: str, linear: QuantizedLinear, quantization: QuantizationConfig) -> None:
     """Raise CheckpointError where a layer's grid is not the one that `quantization_config` will name."""
-    if (linear.bits, linear.group_size) != (quantization.bits, quantization.group_size):
+    bits = quantization.layer_bits.get(module, quantization.bits)
+    group_size = linear.shape[1] if quantization.group_size == PER_CHANNEL else quantization.group_size
+    if (linear.bits, linear.group_size) != (bits, group_size):
         raise CheckpointError(
-            f"{module} has {linear.bits} bits in groups of {linear.group_size}; an AutoAWQ checkpoint has one setting "
-            f"for all layers, here {quantization.bits} bits in groups of {quantization.group_size}",
+            f"{module} has {linear.bits} bits in groups of {linear.group_size}; the checkpoint says {bits} bits in "
+            f"groups of {group_size}",
             remedy="use one group size that divides the width of every layer",
         )
     if not np.isfinite(linear.scales).all():
@@ -196,7 +200,18 @@ def write_grids(path: Path, grids: Mapping[str, QuantizedLinear]) -> None:
 
 
 def describe_quantization(quantization: QuantizationConfig) -> dict[str, object]:
-    """The `quantization_config` of config.json, with AutoAWQ's fields."""
+    """The `quantization_config` of config.json, with AutoAWQ's or GPTQ's fields."""
+    if quantization.version == GPTQ_VERSION:
+        described: dict[str, object] = {
+            "quant_method": "gptq",
+            "checkpoint_format": quantization.version,
+            "bits": quantization.bits,
+            "group_size": quantization.group_size,
+            "sym": not quantization.zero_point,
+            "desc_act": False,
+            "lm_head": False,
+        }
+        return described | ({"dynamic": describe_overrides(quantization)} if quantization.layer_bits else {})
     return {
         "quant_method": "awq",
         "zero_point": quantization.zero_point,
@@ -204,6 +219,18 @@ def describe_quantization(quantization: QuantizationConfig) -> dict[str, object]
         "bits": quantization.bits,
         "version": quantization.version,
         "modules_to_not_convert": list(quantization.modules_to_not_convert) or None,
+    }
+
+
+def describe_overrides(quantization: QuantizationConfig) -> dict[str, object]:
+    """GPTQModel's `dynamic`: a pattern for every kind of layer and number of bits → what differs there."""
+    layers: dict[tuple[str, int], list[str]] = {}
+    for module, bits in quantization.layer_bits.items():
+        _, _, layer, kind = module.split(".", 3)
+        layers.setdefault((kind, bits), []).append(layer)
+    return {
+        rf"+:^model\.layers\.({'|'.join(numbers)})\.{kind.replace('.', chr(92) + '.')}$": {"bits": bits}
+        for (kind, bits), numbers in layers.items()
     }
 
 

@@ -1,10 +1,11 @@
-"""`edgeawq quantize`: turn a float model into a 4-bit AWQ checkpoint."""
+"""`edgeawq quantize`: turn a float model into a quantized checkpoint."""
 
 from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,46 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.table import Table
 
+    from edgeawq.quantize.cluster import Cluster
     from edgeawq.quantize.pipeline import Progress
     from edgeawq.quantize.report import QuantizationReport
 
 STAGES = {
     "calibrate": "calibration text",
+    "measure": "sensitivity",
     "quantize": "blocks",
     "evaluate": "perplexity",
     "write": "writing",
 }
+DEFAULT_STEPS = 200
 # Projections of a block in the order of the table's columns.
 COLUMNS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class GroupSize(click.ParamType):  # type: ignore[type-arg]
+    """A number of weights, or `channel` for one group a row."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number; -1 for `channel`."""
+        text = str(value).strip().lower()
+        if text in ("channel", "-1"):
+            return -1
+        try:
+            return int(text)
+        except ValueError:
+            raise UsageError(
+                f"{value!r} is no group size", remedy="give 32, 64, 128, or `channel` for one group a row"
+            ) from None
+
+
+def split_override(text: str) -> tuple[str, int]:
+    """PATTERN=BITS as (pattern, bits); raises UsageError where it is not that."""
+    pattern, equals, bits = text.rpartition("=")
+    if not equals or not pattern or not bits.strip().isdigit():
+        raise UsageError(f"{text!r} is not PATTERN=BITS", remedy="write for example --bits-for down_proj=4")
+    return pattern, int(bits)
 
 
 @click.command(name="quantize")
@@ -36,15 +66,36 @@ COLUMNS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
     "--method",
     default="awq",
     show_default=True,
-    help="awq: scales and ranges searched on calibration text; rtn: rounded to nearest, weights only.",
+    metavar="NAME",
+    help="rtn, awq, gptq, awq+gptq, awq+round or awq+gptq+round: from fast to good; rtn looks at the weights only.",
 )
-@click.option("--bits", type=int, default=4, show_default=True, help="Bits of a weight in the blocks.")
+@click.option("--bits", type=int, default=4, show_default=True, help="Bits of a weight in the blocks: 2, 3, 4 or 8.")
+@click.option(
+    "--bits-for",
+    multiple=True,
+    metavar="PATTERN=BITS",
+    help="Other bits for layers whose name holds PATTERN (a regular expression), such as down_proj=8; repeatable.",
+)
 @click.option(
     "--group-size",
-    type=int,
+    type=GroupSize(),
     default=128,
     show_default=True,
-    help="Weights that share a scale; the largest power of two up to this that fits every layer is taken.",
+    metavar="N|channel",
+    help="Weights that share a scale; the largest power of two up to this that fits every layer. channel: whole rows.",
+)
+@click.option(
+    "--target-bpw",
+    type=float,
+    metavar="BITS",
+    help="Average bits per weight, scales included, such as 3.5: bits by layer from measured sensitivity.",
+)
+@click.option("--symmetric", is_flag=True, help="Grids around zero, without zero points.")
+@click.option(
+    "--act-order/--no-act-order", default=None, help="GPTQ takes the columns that see most first [with awq+gptq]."
+)
+@click.option(
+    "--rounding-steps", type=int, default=DEFAULT_STEPS, show_default=True, help="Steps of learned rounding a block."
 )
 @click.option(
     "--head-bits", type=int, default=8, show_default=True, help="Bits of embedding and head: 4, 8, or 16 for float."
@@ -63,9 +114,22 @@ COLUMNS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
     "evaluation",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Measure perplexity on this text: float, RTN and AWQ.",
+    help="Measure perplexity on this text: float, RTN and the method.",
 )
 @click.option("--eval-tokens", type=int, default=12288, show_default=True, help="Tokens of it, in chunks of 1024.")
+@click.option(
+    "--activation-memory",
+    type=float,
+    default=4.0,
+    show_default=True,
+    metavar="GIB",
+    help="Memory for activations of the calibration text; more go to files beside the output.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Quantize the blocks on the Dask cluster there, such as tcp://127.0.0.1:8786, whose workers see these files.",
+)
 @click.option("--threads", type=int, default=0, help="Threads; 0 takes every CPU.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier checkpoint of edgeawq.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
@@ -74,7 +138,12 @@ def command(
     output: Path,
     method: str,
     bits: int,
+    bits_for: tuple[str, ...],
     group_size: int,
+    target_bpw: float | None,
+    symmetric: bool,
+    act_order: bool | None,
+    rounding_steps: int,
     head_bits: int,
     calib: Path | None,
     calib_tokens: int,
@@ -82,31 +151,50 @@ def command(
     seed: int,
     evaluation: Path | None,
     eval_tokens: int,
+    activation_memory: float,
+    scheduler: str | None,
     threads: int,
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Turn a float model into a 4-bit AWQ checkpoint.
+    """Turn a float model into a quantized checkpoint.
 
     MODEL is a Hugging Face folder, a GGUF file, a hub id, or embedded:smollm2-135m-instruct. The output is an AutoAWQ
-    checkpoint ("gemm") that other tools read as well, with quantization_report.json beside it.
+    checkpoint ("gemm"), or with other bits than 4 a GPTQ one (version 2), which other tools read as well, with
+    quantization_report.json beside it.
 
     \b
     Example:
       edgeawq quantize embedded:smollm2-135m-instruct -o smollm2-awq
       edgeawq quantize ./Llama-3.2-1B -o llama-awq --calib notes.txt --eval test.txt
+      edgeawq quantize ./Llama-3.2-1B -o llama-w3 --method awq+round --bits 3 --bits-for down_proj=4
     """
     from edgeawq.checkpoints.open_model import open_model
     from edgeawq.cli.console import get_console, get_error_console
     from edgeawq.quantize.pipeline import Evaluation, quantize_model
     from edgeawq.quantize.settings import QuantizeSettings
 
-    settings = QuantizeSettings(method, bits, group_size, head_bits, calib_tokens, seqlen, seed)
+    settings = QuantizeSettings(
+        method=method,
+        bits=bits,
+        group_size=group_size,
+        head_bits=head_bits,
+        calibration_tokens=calib_tokens,
+        seqlen=seqlen,
+        seed=seed,
+        is_symmetric=symmetric,
+        act_order=act_order,
+        bits_for=tuple(split_override(text) for text in bits_for),
+        rounding_steps=rounding_steps,
+        target_bpw=target_bpw,
+    )
     if calib is not None and method == "rtn":
         raise UsageError("--calib has no meaning with --method rtn, which looks at the weights only")
     if threads < 0:
         raise UsageError(f"{threads} threads make no sense", remedy="0 takes every CPU")
-    with make_bar(get_error_console()) as bar:
+    if not activation_memory >= 0:
+        raise UsageError(f"{activation_memory} GiB for activations make no sense", remedy="0 keeps them all in files")
+    with connect(scheduler) as cluster, make_bar(get_error_console()) as bar:
         report = quantize_model(
             open_model(model),
             output,
@@ -116,6 +204,9 @@ def command(
             overwrite=overwrite,
             on_progress=show_progress(bar),
             n_threads=threads,
+            activation_bytes=int(activation_memory * (1 << 30)),
+            cluster=cluster,
+            reference=str(Path(model).absolute()) if Path(model).exists() else model,
         )
     if as_json:
         click.echo(json.dumps(report.describe()))
@@ -126,6 +217,18 @@ def command(
     if report.blocks:
         console.print(make_layer_table(report))
     console.print(make_summary(report, output))
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[Cluster | None]:
+    """The cluster at an address; none without one."""
+    if address is None:
+        yield None
+        return
+    from edgeawq.quantize.cluster import connect_cluster
+
+    with connect_cluster(address) as cluster:
+        yield cluster
 
 
 def make_bar(console: object) -> Bar:
@@ -168,7 +271,8 @@ def make_layer_table(report: QuantizationReport) -> Table:
     from rich.table import Table
 
     table = Table(
-        title="Error of each layer's output in % of its energy, RTN → AWQ; below: exponent r of its scales, mean clip",
+        title=f"Error of each layer's output in % of its energy, RTN → {report.settings.method}; "
+        "below: exponent r of its scales, mean clip",
         title_style="",
         title_justify="left",
         box=box.SIMPLE_HEAD,
@@ -181,11 +285,11 @@ def make_layer_table(report: QuantizationReport) -> Table:
     for number, block in enumerate(report.blocks):
         layers = {module.rpartition(".")[2]: layer for module, layer in block.layers.items()}
         cells = [
-            f"{short(100 * layer.rtn_error)}→{short(100 * layer.awq_error)}\n"
+            f"{short(100 * layer.rtn_error)}→{short(100 * layer.error)}\n"
             f"[dim]{short(layer.activation_exponent)} {short(layer.mean_clip)}[/]"
             for layer in (layers[name] for name in COLUMNS)
         ]
-        loss = f"{short(100 * block.rtn_loss)}→{short(100 * block.awq_loss)}"
+        loss = f"{short(100 * block.rtn_loss)}→{short(100 * block.loss)}"
         table.add_row(str(number), f"{loss}\n[yellow]reverted[/]" if block.is_reverted else loss, *cells)
     return table
 
@@ -205,7 +309,11 @@ def make_summary(report: QuantizationReport, output: Path) -> Table:
     table = Table.grid(padding=(0, 2))
     settings = report.settings
     table.add_row("checkpoint", str(output))
-    table.add_row("method", f"{settings.method}, {settings.bits} bits, groups of {report.group_size}")
+    groups = "one group a row" if report.group_size < 0 else f"groups of {report.group_size}"
+    kind = ", symmetric" if settings.is_symmetric else ""
+    table.add_row("method", f"{settings.method}, {settings.bits} bits, {groups}{kind}")
+    if settings.bits_for:
+        table.add_row("other bits", ", ".join(f"{pattern}: {bits}" for pattern, bits in settings.bits_for))
     table.add_row("bits per weight", f"{report.bits_per_weight:.3f} in the blocks")
     head = "float16" if report.head_group_size is None else f"{settings.head_bits} bits"
     table.add_row("embedding and head", head)
@@ -214,7 +322,8 @@ def make_summary(report: QuantizationReport, output: Path) -> Table:
         table.add_row("calibration", f"{calibration.n_tokens} tokens, {calibration.source}")
     if report.reverted_blocks:
         table.add_row(
-            "left at RTN", f"blocks {', '.join(map(str, report.reverted_blocks))}: AWQ did not lower the loss"
+            "left at RTN",
+            f"blocks {', '.join(map(str, report.reverted_blocks))}: {settings.method} did not lower the loss",
         )
     if report.evaluation is not None:
         figures = ", ".join(f"{name} {value:.3f}" for name, value in report.evaluation.perplexity.items())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from edgeawq.quantize.grid import choose_grid
+from edgeawq.quantize.grid import GridFormat, choose_grid
 from edgeawq.quantize.parallel import Workers
 
 # Rows worked on at once: large enough for torch's overhead, small enough for the buffers to stay in the L2 cache.
@@ -37,11 +37,11 @@ class ClippedGrid:
     high_ratio: torch.Tensor  # chosen range over the group's own, upper end
     low_ratio: torch.Tensor  # lower end
 
-    def round(self, weight: torch.Tensor, group_size: int, bits: int) -> torch.Tensor:
+    def round(self, weight: torch.Tensor, form: GridFormat) -> torch.Tensor:
         """The values [out_features, in_features] that a weight has on this grid."""
-        steps = weight.view(*self.scales.shape, group_size) / self.scales[:, :, None]
+        steps = weight.view(*self.scales.shape, form.group_size) / self.scales[:, :, None]
         zeros = self.zeros[:, :, None]
-        torch.clamp(steps.round_(), -zeros, 2**bits - 1 - zeros, out=steps)
+        torch.clamp(steps.round_(), -zeros, form.top - zeros, out=steps)
         return steps.mul_(self.scales[:, :, None]).view(weight.shape)
 
 
@@ -62,24 +62,22 @@ CLIP_PLAN = (
 def search_clip(
     weight: torch.Tensor,
     gram: torch.Tensor,
-    bits: int,
-    group_size: int,
+    form: GridFormat,
     workers: Workers,
     plan: tuple[ClipPass, ...] = CLIP_PLAN,
 ) -> ClippedGrid:
     """The best ranges found for weight [out_features, in_features] under gram [in_features, in_features]."""
     tasks = [weight[first : first + ROWS_PER_TASK] for first in range(0, weight.shape[0], ROWS_PER_TASK)]
-    parts = workers.run(lambda rows: search_rows(rows, gram, bits, group_size, plan), tasks)
+    parts = workers.run(lambda rows: search_rows(rows, gram, form, plan), tasks)
     return ClippedGrid(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("scales", "zeros", "high_ratio", "low_ratio"))
     )
 
 
-def search_rows(
-    weight: torch.Tensor, gram: torch.Tensor, bits: int, group_size: int, plan: tuple[ClipPass, ...]
-) -> ClippedGrid:
+def search_rows(weight: torch.Tensor, gram: torch.Tensor, form: GridFormat, plan: tuple[ClipPass, ...]) -> ClippedGrid:
     """`search_clip` for some rows of a layer, in one thread."""
     rows, in_features = weight.shape
+    group_size = form.group_size
     n_groups = in_features // group_size
     # Rows lie side by side in memory, so that per-row factors are contiguous vectors in every operation.
     groups = weight.t().contiguous().view(n_groups, group_size, rows)
@@ -96,9 +94,9 @@ def search_rows(
             linear_term = None
             if number > 0:
                 linear_term = torch.addmm(pull[g], block, rounded[g] - groups[g], alpha=-1.0).mul_(2.0)
-            found = search_group(groups[g], block, linear_term, ratios[g], bits, step)
+            found = search_group(groups[g], block, linear_term, ratios[g], form, step)
             ratios[g], scales[g], zeros[g] = found
-            renewed = round_group(groups[g], scales[g], zeros[g], bits)
+            renewed = round_group(groups[g], scales[g], zeros[g], form)
             if number > 0:
                 pull.view(in_features, rows).addmm_(gram[:, columns], renewed - rounded[g])
             rounded[g] = renewed
@@ -110,7 +108,7 @@ def search_group(
     block: torch.Tensor,
     linear_term: torch.Tensor | None,
     best_ratios: torch.Tensor,
-    bits: int,
+    form: GridFormat,
     step: ClipPass,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(ratios [2, rows], scales [rows], zeros [rows]) of the best candidate for group [group_size, rows].
@@ -121,11 +119,11 @@ def search_group(
     tried = torch.tensor(step.candidates).unsqueeze(-1)  # [candidates, 2, 1]
     tried = best_ratios + tried if step.is_relative else tried.expand(-1, -1, group.shape[1])
     tried = tried.clamp(min=0.05)  # [candidates, 2, rows]
-    scales, zeros = choose_grid(low * tried[:, 1], high * tried[:, 0], bits)  # [candidates, rows]
+    scales, zeros = choose_grid(low * tried[:, 1], high * tried[:, 0], form)  # [candidates, rows]
     losses = torch.empty(len(step.candidates), group.shape[1])
     product = torch.empty_like(group)
     for number in range(len(step.candidates)):
-        error = round_group(group, scales[number], zeros[number], bits).sub_(group)
+        error = round_group(group, scales[number], zeros[number], form).sub_(group)
         torch.mm(block, error, out=product)
         if linear_term is not None:
             product.add_(linear_term)
@@ -135,7 +133,7 @@ def search_group(
     return ratios, scales.gather(0, best)[0], zeros.gather(0, best)[0]
 
 
-def round_group(group: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int) -> torch.Tensor:
+def round_group(group: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, form: GridFormat) -> torch.Tensor:
     """The values that group [group_size, rows] has on the grids scales, zeros [rows]."""
     steps = (group / scales).round_()
-    return torch.clamp(steps, -zeros, 2**bits - 1 - zeros, out=steps).mul_(scales)
+    return torch.clamp(steps, -zeros, form.top - zeros, out=steps).mul_(scales)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
@@ -12,12 +14,30 @@ SMALLEST_NORMAL_F16 = 2.0**-14
 LARGEST_F16 = 65504.0
 
 
-def choose_grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+@dataclass(frozen=True)
+class GridFormat:
+    """What kind of grid a linear layer gets."""
+
+    bits: int
+    group_size: int
+    is_symmetric: bool = False  # the zero is 2**(bits - 1) in every group
+
+    @property
+    def top(self) -> int:
+        """The largest value of q."""
+        return (1 << self.bits) - 1
+
+
+def choose_grid(low: torch.Tensor, high: torch.Tensor, form: GridFormat) -> tuple[torch.Tensor, torch.Tensor]:
     """Scales and zeros of groups that range from `low` ≤ 0 to `high` ≥ 0, any shape; float32, on float16 values.
 
-    scale = float16((high - low) / (2**bits - 1)), zero = round(-low / scale), as the checkpoint will hold them.
+    scale = float16((high - low) / (2**bits - 1)), zero = round(-low / scale), as the checkpoint will hold them. A
+    symmetric grid ranges from -high to high, whichever end is the farther one.
     """
-    top = 2**bits - 1
+    top = form.top
+    if form.is_symmetric:
+        high = torch.maximum(high, -low)
+        low = -high
     low64 = low.double()
     wanted = (high.double() - low64) / top
     scales16 = wanted.clamp(SMALLEST_SUBNORMAL_F16, LARGEST_F16).half()
@@ -26,6 +46,8 @@ def choose_grid(low: torch.Tensor, high: torch.Tensor, bits: int) -> tuple[torch
     if bool(short.any()):
         scales16 = torch.where(short, torch.nextafter(scales16, torch.ones_like(scales16)), scales16)
     scales16 = torch.where(wanted == 0.0, torch.full_like(scales16, SMALLEST_NORMAL_F16), scales16)
+    if form.is_symmetric:
+        return scales16.float(), torch.full_like(low, float(1 << (form.bits - 1)))
     zeros = (-low64 / scales16.double()).round_().clamp_(0, top)
     return scales16.float(), zeros.float()
 
@@ -40,16 +62,21 @@ def dequantize_to_tensor(linear: QuantizedLinear, dtype: torch.dtype) -> torch.T
 
 
 def round_to_linear(
-    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, bits: int, group_size: int
+    weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, form: GridFormat
 ) -> QuantizedLinear:
     """The grid points nearest to weight [out_features, in_features]; scales and zeros are [out_features, groups]."""
-    out_features, in_features = weight.shape
-    groups = weight.float().view(out_features, -1, group_size) / scales[:, :, None]
-    q = groups.round_().add_(zeros[:, :, None]).clamp_(0, 2**bits - 1)
+    groups = weight.float().view(weight.shape[0], -1, form.group_size) / scales[:, :, None]
+    return make_linear(groups.round_().view_as(weight), scales, zeros, form)
+
+
+def make_linear(steps: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, form: GridFormat) -> QuantizedLinear:
+    """A layer from steps = q - zero [out_features, in_features], clamped to the grid where they lie beyond it."""
+    out_features, in_features = steps.shape
+    groups = steps.reshape(out_features, -1, form.group_size) + zeros[:, :, None]
     return QuantizedLinear(
-        q=q.to(torch.uint8).view(out_features, in_features).numpy(),
-        scales=scales.numpy().astype(np.float16),
-        zeros=zeros.numpy().astype(np.uint8),
-        bits=bits,
-        group_size=group_size,
+        q=groups.clamp_(0, form.top).to(torch.uint8).view(out_features, in_features).numpy(),
+        scales=scales.contiguous().numpy().astype(np.float16),
+        zeros=zeros.contiguous().numpy().astype(np.uint8),
+        bits=form.bits,
+        group_size=form.group_size,
     )

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 
 from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.errors import QuantizationError
+from edgeawq.quantize.activations import Activations
 from edgeawq.quantize.llama import BlockWeights, RopeTables, apply_linear, run_block
 from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.recipe import ScalePair
@@ -63,23 +65,35 @@ class ObservationTask:
 
 
 def observe_block(
-    hidden: torch.Tensor,
+    hidden: Activations,
+    outputs: Activations,
     weights: BlockWeights,
     config: ModelConfig,
     rope: RopeTables,
     pairs: tuple[ScalePair, ...],
     seed: int,
     workers: Workers,
-) -> tuple[torch.Tensor, BlockStatistics]:
-    """Run hidden [sequences, seqlen, hidden_size] through a float block; its output and the block's statistics."""
-    tasks = [ObservationTask(hidden[i : i + 1], seed + i) for i in range(len(hidden))]
-    outputs: list[torch.Tensor] = []
+) -> BlockStatistics:
+    """Run hidden [sequences, seqlen, hidden_size] through a float block; the block's statistics.
+
+    The block's output goes into outputs, of the same shape. Raises QuantizationError where it is NaN or infinity.
+    """
     sums = Sums()
+
+    def observe(sequence: int) -> Sums:
+        task = ObservationTask(hidden[sequence : sequence + 1], seed + sequence)
+        output, part = observe_sequences(task, weights, config, rope, pairs)
+        if not bool(torch.isfinite(output).all()):
+            raise QuantizationError(
+                "a block of the float model gives NaN or infinity on the calibration text",
+                remedy="the checkpoint is damaged, or it is not the model that config.json describes",
+            )
+        outputs[sequence : sequence + 1] = output
+        return part
+
     # One round of the cores at a time: few sums are in memory, and they are added in the order of the sequences.
-    for first in range(0, len(tasks), workers.count):
-        batch = tasks[first : first + workers.count]
-        for output, part in workers.run(lambda task: observe_sequences(task, weights, config, rope, pairs), batch):
-            outputs.append(output)
+    for first in range(0, len(hidden), workers.count):
+        for part in workers.run(observe, range(first, min(first + workers.count, len(hidden)))):
             sums.add(part)
     n_tokens = hidden.shape[0] * hidden.shape[1]
     layers: dict[str, LayerStatistics] = {}
@@ -92,9 +106,7 @@ def observe_block(
                 layers[key].gram if key in layers else sums.values["gram", key] / mean,
                 sums.values["rows", module] / n_tokens,
             )
-    return torch.cat(outputs), BlockStatistics(
-        layers, {pair.name: sums.values["abs", pair.name] / n_tokens for pair in pairs}
-    )
+    return BlockStatistics(layers, {pair.name: sums.values["abs", pair.name] / n_tokens for pair in pairs})
 
 
 def observe_sequences(

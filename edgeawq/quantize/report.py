@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 import edgeawq
+from edgeawq.checkpoints.awq_folder import PER_CHANNEL
+from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.checkpoints.tensor_shapes import list_linear_shapes
 from edgeawq.quantize.block import BlockOutcome
 from edgeawq.quantize.settings import QuantizeSettings
 
@@ -31,7 +35,7 @@ class EvaluationReport:
     text: str
     n_tokens: int
     chunk: int
-    perplexity: dict[str, float]  # "float", "rtn", "awq"
+    perplexity: dict[str, float]  # "float", "rtn", and the method
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class QuantizationReport:
 
     @property
     def reverted_blocks(self) -> tuple[int, ...]:
-        """Blocks that AWQ did not improve, and that are rounded to nearest instead."""
+        """Blocks that the method did not improve, and that are rounded to nearest instead."""
         return tuple(number for number, block in enumerate(self.blocks) if block.is_reverted)
 
     def describe(self) -> dict[str, object]:
@@ -78,6 +82,12 @@ def round_floats(value: object) -> object:
     return value
 
 
-def count_bits_per_weight(bits: int, group_size: int) -> float:
-    """Bits per weight with a float16 scale and a zero of `bits` bits for every group."""
-    return bits + (16 + bits) / group_size
+def count_bits_per_weight(config: ModelConfig, layer_bits: Mapping[str, int], group_size: int) -> float:
+    """Bits per weight of the body, with a float16 scale and a zero of the layer's bits for every group."""
+    total, n_weights = 0, 0
+    for module, (out_features, in_features) in list_linear_shapes(config).items():
+        bits = layer_bits[module]
+        groups = 1 if group_size == PER_CHANNEL else in_features // group_size
+        total += out_features * (in_features * bits + groups * (16 + bits))
+        n_weights += out_features * in_features
+    return total / n_weights

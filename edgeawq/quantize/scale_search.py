@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from edgeawq.quantize.clip_search import make_square
-from edgeawq.quantize.grid import choose_grid
+from edgeawq.quantize.grid import GridFormat, choose_grid
 from edgeawq.quantize.parallel import Workers
 
 Exponents = tuple[float, float]  # of x̄ and of 1 / w̄
@@ -43,6 +43,7 @@ class LayerProblem:
     weight: torch.Tensor  # [out_features, in_features]
     gram: torch.Tensor  # [in_features, in_features]
     row_weights: torch.Tensor  # [out_features]
+    form: GridFormat
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,6 @@ class ScaleChoice:
 def search_scales(
     problems: tuple[LayerProblem, ...],
     mean_abs: torch.Tensor,
-    bits: int,
-    group_size: int,
     tie: Callable[[torch.Tensor], torch.Tensor],
     workers: Workers,
 ) -> ScaleChoice:
@@ -65,7 +64,7 @@ def search_scales(
 
     `tie` makes scales equal where they have to be (query heads of one KV head); it keeps those that are.
     """
-    mean_weight = measure_mean_weight(torch.cat([problem.weight for problem in problems]), group_size)
+    mean_weight = measure_mean_weight(torch.cat([problem.weight for problem in problems]), problems[0].form.group_size)
 
     def make(exponents: Exponents) -> torch.Tensor:
         return make_scales(exponents, mean_abs, mean_weight, tie)
@@ -73,10 +72,10 @@ def search_scales(
     sampled = sample_rows(problems, SAMPLED_ROWS)
 
     def measure_rounded(exponents: Exponents) -> float:
-        return measure_loss(sampled, make(exponents), bits, group_size, NO_CLIP)
+        return measure_loss(sampled, make(exponents), NO_CLIP)
 
     def measure_clipped(exponents: Exponents) -> float:
-        return measure_loss(sampled, make(exponents), bits, group_size, CLIP_RATIOS)
+        return measure_loss(sampled, make(exponents), CLIP_RATIOS)
 
     ranked = rank((IDENTITY, *PLAIN, *DUO), measure_rounded, workers)
     losses = rank(pick_starts(ranked), measure_clipped, workers)
@@ -116,7 +115,9 @@ def sample_rows(problems: tuple[LayerProblem, ...], n_rows: int) -> tuple[LayerP
         stride = max(1, problem.weight.shape[0] // n_rows)
         rows = slice(None, None, stride)
         sampled.append(
-            LayerProblem(problem.weight[rows].contiguous(), problem.gram, problem.row_weights[rows] * stride)
+            LayerProblem(
+                problem.weight[rows].contiguous(), problem.gram, problem.row_weights[rows] * stride, problem.form
+            )
         )
     return tuple(sampled)
 
@@ -146,8 +147,6 @@ def make_scales(
 def measure_loss(
     problems: tuple[LayerProblem, ...],
     channel_scales: torch.Tensor,
-    bits: int,
-    group_size: int,
     ratios: tuple[tuple[float, float], ...],
 ) -> float:
     """The layers' output error where weights · scales are rounded, each group to the best of the ranges in `ratios`.
@@ -157,15 +156,16 @@ def measure_loss(
     total = 0.0
     for problem in problems:
         rows, in_features = problem.weight.shape
+        form = problem.form
         weight = (problem.weight * channel_scales).t().contiguous()  # [in_features, rows]
-        groups = weight.view(-1, group_size, rows)
+        groups = weight.view(-1, form.group_size, rows)
         low, high = groups.amin(1, keepdim=True).clamp_(max=0.0), groups.amax(1, keepdim=True).clamp_(min=0.0)
         error, least = torch.empty_like(groups), None
-        blocks = pick_diagonal_blocks(problem.gram, channel_scales, group_size) if len(ratios) > 1 else None
+        blocks = pick_diagonal_blocks(problem.gram, channel_scales, form.group_size) if len(ratios) > 1 else None
         for high_ratio, low_ratio in ratios:
-            scales, zeros = choose_grid(low * low_ratio, high * high_ratio, bits)
+            scales, zeros = choose_grid(low * low_ratio, high * high_ratio, form)
             steps = (groups / scales).round_()
-            tried = torch.clamp(steps, -zeros, 2**bits - 1 - zeros, out=steps).mul_(scales).sub_(groups)
+            tried = torch.clamp(steps, -zeros, form.top - zeros, out=steps).mul_(scales).sub_(groups)
             if blocks is None:
                 error = tried
                 continue

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from edgeawq.checkpoints.awq_folder import PER_CHANNEL
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.tensor_shapes import list_linear_shapes
 from edgeawq.errors import QuantizationError, UsageError
 from edgeawq.quantize.calibration import MIN_TOKENS
+from edgeawq.quantize.grid import GridFormat
+from edgeawq.quantize.methods import METHODS
 
-METHODS = ("awq", "rtn")
-BITS = (4,)
+BITS = (2, 3, 4, 8)
 HEAD_BITS = (4, 8, 16)  # 16: left in float
 SMALLEST_GROUP = 32
 MIN_SEQLEN = 16
-PACKED_OUTPUTS = 8  # AutoAWQ packs eight outputs into a word
+# AutoAWQ packs eight outputs into a word; GPTQ's format takes runs of 32 outputs.
+GEMM_OUTPUTS, GPTQ_OUTPUTS = 8, 32
+MAX_ROUNDING_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -23,28 +29,39 @@ class QuantizeSettings:
 
     method: str = "awq"
     bits: int = 4
-    group_size: int = 128  # as asked for; `choose_group_size` says what the model allows
+    group_size: int = 128  # as asked for; `choose_group_size` says what the model allows; -1: one group a row
     head_bits: int = 8
     calibration_tokens: int = 4096  # on SmolLM2 8192 were no better, and cost a third more time
     seqlen: int = 512
     seed: int = 0
+    is_symmetric: bool = False
+    act_order: bool | None = None  # None: as the method is best
+    bits_for: tuple[tuple[str, int], ...] = ()  # (pattern of module names, bits), the last that matches counts
+    rounding_steps: int = 200
+    target_bpw: float | None = None  # average bits a weight, scales included: bits by layer from measured sensitivity
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise UsageError(f"the method {self.method!r} is not known", remedy=f"choose one of {', '.join(METHODS)}")
-        if self.bits not in BITS:
+        self._check_grid()
+        if self.act_order is not None and not METHODS[self.method].rounds_by_columns:
             raise UsageError(
-                f"{self.bits} bits per weight are not supported", remedy=f"choose {' or '.join(map(str, BITS))} bits"
+                f"--act-order has no meaning with --method {self.method}", remedy="it is the order of GPTQ's columns"
+            )
+        if self.target_bpw is not None and not METHODS[self.method].needs_text:
+            raise UsageError(
+                f"--target-bpw has no meaning with --method {self.method}",
+                remedy="it needs a method that looks at activations, such as awq",
+            )
+        if not 1 <= self.rounding_steps <= MAX_ROUNDING_STEPS:
+            raise UsageError(
+                f"{self.rounding_steps} rounding steps are not between 1 and {MAX_ROUNDING_STEPS:,}",
+                remedy="200 are usual; fewer are faster, more are a little better",
             )
         if self.head_bits not in HEAD_BITS:
             raise UsageError(
                 f"{self.head_bits} bits for embedding and head are not supported",
                 remedy="choose 4, 8, or 16 to leave them in float",
-            )
-        if self.group_size < SMALLEST_GROUP:
-            raise UsageError(
-                f"a group size of {self.group_size} is too small; the smallest is {SMALLEST_GROUP}",
-                remedy="choose 32, 64 or 128",
             )
         if self.seqlen < MIN_SEQLEN:
             raise UsageError(
@@ -59,15 +76,50 @@ class QuantizeSettings:
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"the seed {self.seed} is not between 0 and {(1 << 32) - 1}")
 
+    def _check_grid(self) -> None:
+        for bits in (self.bits, *(bits for _, bits in self.bits_for)):
+            if bits not in BITS:
+                raise UsageError(
+                    f"{bits} bits per weight are not supported", remedy=f"choose {', '.join(map(str, BITS))} bits"
+                )
+        if self.group_size < SMALLEST_GROUP and self.group_size != PER_CHANNEL:
+            raise UsageError(
+                f"a group size of {self.group_size} is too small; the smallest is {SMALLEST_GROUP}",
+                remedy="choose 32, 64, 128, or `channel` for one group a row",
+            )
+        for pattern, _ in self.bits_for:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UsageError(
+                    f"the pattern {pattern!r} is not a regular expression: {error}",
+                    remedy="a part of the layers' names does, such as down_proj",
+                ) from error
 
-def choose_group_size(config: ModelConfig, wanted: int) -> int:
-    """The largest power of two ≤ wanted that divides the width of every linear layer: the format has only one.
 
-    Raises QuantizationError where that is below SMALLEST_GROUP, or where the format cannot hold a layer.
+def choose_layer_bits(config: ModelConfig, settings: QuantizeSettings) -> dict[str, int]:
+    """Bits of every linear layer of the body, by module such as "model.layers.0.mlp.down_proj".
+
+    Raises UsageError for a pattern that no layer's name holds.
+    """
+    chosen = dict.fromkeys(list_linear_shapes(config), settings.bits)
+    for pattern, bits in settings.bits_for:
+        found = [module for module in chosen if re.search(pattern, module)]
+        if not found:
+            raise UsageError(f"no layer's name holds {pattern!r}", remedy=f"names look like {next(iter(chosen))}")
+        chosen |= dict.fromkeys(found, bits)
+    return chosen
+
+
+def choose_group_size(config: ModelConfig, wanted: int, outputs: int = GEMM_OUTPUTS) -> int:
+    """The largest power of two ≤ wanted that divides the width of every linear layer: the formats have only one.
+
+    -1 (one group a row) is always possible. Raises QuantizationError where the size is below SMALLEST_GROUP, or where
+    the outputs of a layer are no multiple of `outputs`, as the format needs.
     """
     shapes = list_linear_shapes(config)
     widths = {in_features for _, in_features in shapes.values()}
-    size = 1 << (wanted.bit_length() - 1)
+    size = SMALLEST_GROUP if wanted == PER_CHANNEL else 1 << (wanted.bit_length() - 1)
     while any(width % size for width in widths):
         size //= 2
     if size < SMALLEST_GROUP:
@@ -78,12 +130,33 @@ def choose_group_size(config: ModelConfig, wanted: int) -> int:
             remedy="this model cannot be quantized in groups; choose another one",
         )
     for module, (out_features, _) in shapes.items():
-        if out_features % PACKED_OUTPUTS:
+        if out_features % outputs:
             raise QuantizationError(
-                f"{module} has {out_features} outputs; AutoAWQ's format needs a multiple of {PACKED_OUTPUTS}",
+                f"{module} has {out_features} outputs; the checkpoint's format needs a multiple of {outputs}",
                 remedy="this model cannot be stored in that format; choose another one",
             )
-    return size
+    return wanted if wanted == PER_CHANNEL else size
+
+
+def choose_head_group_size(config: ModelConfig, body: int) -> int:
+    """The group size of embedding and head: the body's, or the largest usual one where the body has none."""
+    if body != PER_CHANNEL:
+        return body
+    return next(size for size in (128, 64, 32) if config.hidden_size % size == 0)
+
+
+def choose_forms(
+    layer: int, layer_bits: Mapping[str, int], config: ModelConfig, settings: QuantizeSettings, group_size: int
+) -> dict[str, GridFormat]:
+    """The grid of every linear layer of a block, by module inside the block."""
+    prefix = f"model.layers.{layer}."
+    return {
+        module.removeprefix(prefix): GridFormat(
+            layer_bits[module], in_features if group_size == PER_CHANNEL else group_size, settings.is_symmetric
+        )
+        for module, (_, in_features) in list_linear_shapes(config).items()
+        if module.startswith(prefix)
+    }
 
 
 def explain_group_size(config: ModelConfig, wanted: int, chosen: int) -> str | None:

@@ -129,7 +129,7 @@ def test_scales_that_are_not_finite_are_named(tmp_path):
         ({"zero_point": False}, "without zero points"),
         ({"quant_method": "bitsandbytes"}, "bitsandbytes"),
         ({"quant_method": None}, "None"),
-        ({"group_size": -1}, "-1"),
+        ({"group_size": 0}, "size of 0"),
     ],
 )
 def test_other_formats_are_refused(tmp_path, changes, words):

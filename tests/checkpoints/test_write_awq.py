@@ -253,7 +253,7 @@ def test_extra_files_cannot_leave_the_folder_or_replace_its_own(tmp_path, name, 
         (lambda m: {"tensors": [("model.norm.weight", np.full(192, 1e6, np.float32))]}, "1e\\+06.*65504"),
         (lambda m: {"tensors": [("model.norm.weight", np.full(192, np.nan, np.float32))]}, "nan"),
         (lambda m: {"tensors": [("model.embed_tokens.weight", np.zeros((3, 4), np.float32))]}, r"shape \[3, 4\]"),
-        (lambda m: {"quantization": replace(m.quantization, group_size=32)}, "groups of 64; an AutoAWQ checkpoint"),
+        (lambda m: {"quantization": replace(m.quantization, group_size=32)}, "groups of 64; the checkpoint says"),
         (lambda m: {"config": replace(m.config, hidden_size=200)}, "groups of|shape"),
         (
             lambda m: {"linears": [("model.layers.0.mlp.up_proj", quantize_rtn(np.ones((8, 64), np.float32), 8, 64))]},

@@ -7,11 +7,12 @@ import torch
 
 from edgeawq.checkpoints.grid import dequantize, quantize_rtn
 from edgeawq.quantize.clip_search import CLIP_PLAN, NO_CLIP, ROWS_PER_TASK, search_clip
-from edgeawq.quantize.grid import dequantize_to_tensor, round_to_linear
+from edgeawq.quantize.grid import GridFormat, dequantize_to_tensor, round_to_linear
 from edgeawq.quantize.parallel import Workers, start_workers
 from tests.quantize.runs import is_same_grid
 
 GROUP = 32
+FORM = GridFormat(4, GROUP)
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def measure_error(weight: torch.Tensor, rounded: torch.Tensor, gram: torch.Tenso
 
 def test_without_clip_the_grid_is_that_of_rounding_to_nearest(workers: Workers) -> None:
     weight, gram = make_layer(1)
-    grid = search_clip(weight, gram, 4, GROUP, workers, NO_CLIP)
-    linear = round_to_linear(weight, grid.scales, grid.zeros, 4, GROUP)
+    grid = search_clip(weight, gram, FORM, workers, NO_CLIP)
+    linear = round_to_linear(weight, grid.scales, grid.zeros, FORM)
     assert is_same_grid(linear, quantize_rtn(weight.numpy(), 4, GROUP))
     assert bool((grid.high_ratio == 1).all())
     assert bool((grid.low_ratio == 1).all())
@@ -48,9 +49,9 @@ def test_without_clip_the_grid_is_that_of_rounding_to_nearest(workers: Workers) 
 def test_no_row_is_worse_than_rounding_to_nearest(seed: int, workers: Workers) -> None:
     weight, gram = make_layer(seed, rows=33)
     plain = torch.from_numpy(dequantize(quantize_rtn(weight.numpy(), 4, GROUP)))
-    grid = search_clip(weight, gram, 4, GROUP, workers)
+    grid = search_clip(weight, gram, FORM, workers)
     before = measure_error(weight, plain, gram)
-    after = measure_error(weight, grid.round(weight, GROUP, 4), gram)
+    after = measure_error(weight, grid.round(weight, FORM), gram)
     assert float(after.sum()) < 0.8 * float(before.sum())
     assert float((after <= before).double().mean()) > 0.9
 
@@ -60,26 +61,26 @@ def test_every_further_pass_lowers_the_error(workers: Workers) -> None:
     weight, gram = make_layer(5)
     errors = []
     for n_passes in range(1, len(CLIP_PLAN) + 1):
-        grid = search_clip(weight, gram, 4, GROUP, workers, CLIP_PLAN[:n_passes])
-        errors.append(measure_error(weight, grid.round(weight, GROUP, 4), gram))
+        grid = search_clip(weight, gram, FORM, workers, CLIP_PLAN[:n_passes])
+        errors.append(measure_error(weight, grid.round(weight, FORM), gram))
     for before, after in zip(errors, errors[1:], strict=False):
         assert bool((after <= before * (1 + 1e-4)).all())
 
 
 def test_what_is_rounded_is_what_is_stored(workers: Workers) -> None:
     weight, gram = make_layer(6)
-    grid = search_clip(weight, gram, 4, GROUP, workers)
-    linear = round_to_linear(weight, grid.scales, grid.zeros, 4, GROUP)
-    assert torch.equal(dequantize_to_tensor(linear, torch.float32), grid.round(weight, GROUP, 4))
+    grid = search_clip(weight, gram, FORM, workers)
+    linear = round_to_linear(weight, grid.scales, grid.zeros, FORM)
+    assert torch.equal(dequantize_to_tensor(linear, torch.float32), grid.round(weight, FORM))
     assert int(linear.q.max()) <= 15
     assert int(linear.zeros.max()) <= 15
 
 
 def test_rows_are_independent_of_how_they_are_split(workers: Workers) -> None:
     weight, gram = make_layer(7, rows=ROWS_PER_TASK + 9, width=64)
-    grid = search_clip(weight, gram, 4, GROUP, workers)
+    grid = search_clip(weight, gram, FORM, workers)
     assert grid.scales.shape == grid.zeros.shape == grid.high_ratio.shape == (ROWS_PER_TASK + 9, 2)
-    tail = search_clip(weight[ROWS_PER_TASK:], gram, 4, GROUP, workers)
+    tail = search_clip(weight[ROWS_PER_TASK:], gram, FORM, workers)
     assert torch.equal(grid.scales[ROWS_PER_TASK:], tail.scales)
     assert torch.equal(grid.zeros[ROWS_PER_TASK:], tail.zeros)
 
@@ -88,8 +89,8 @@ def test_groups_of_zeros_stay_zero(workers: Workers) -> None:
     weight, gram = make_layer(8)
     weight[3] = 0.0
     weight[5, :GROUP] = 0.0
-    grid = search_clip(weight, gram, 4, GROUP, workers)
-    rounded = grid.round(weight, GROUP, 4)
+    grid = search_clip(weight, gram, FORM, workers)
+    rounded = grid.round(weight, FORM)
     assert bool((rounded[3] == 0).all())
     assert bool((rounded[5, :GROUP] == 0).all())
     assert torch.isfinite(grid.scales).all()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from edgeawq.checkpoints.grid import dequantize, quantize_rtn
-from edgeawq.quantize.grid import choose_grid, dequantize_to_tensor, round_to_linear
+from edgeawq.quantize.grid import GridFormat, choose_grid, dequantize_to_tensor, round_to_linear
 from tests.quantize.runs import is_same_grid
 
 
@@ -24,21 +24,26 @@ def make_weight(seed: int, rows: int, groups: int, group_size: int) -> np.ndarra
 
 @pytest.mark.parametrize(("rows", "groups", "group_size"), [(7, 1, 32), (33, 3, 64), (64, 5, 32), (9, 2, 128)])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_full_ranges_give_the_grid_of_rounding_to_nearest(rows: int, groups: int, group_size: int, bits: int) -> None:
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_full_ranges_give_the_grid_of_rounding_to_nearest(
+    rows: int, groups: int, group_size: int, bits: int, symmetric: bool
+) -> None:
     weight = make_weight(rows + bits, rows, groups, group_size)
-    wanted = quantize_rtn(weight, bits, group_size)
+    form = GridFormat(bits, group_size, symmetric)
+    wanted = quantize_rtn(weight, bits, group_size, is_symmetric=symmetric)
     tensor = torch.from_numpy(weight)
     parts = tensor.view(rows, groups, group_size)
-    scales, zeros = choose_grid(parts.amin(-1).clamp(max=0.0), parts.amax(-1).clamp(min=0.0), bits)
-    found = round_to_linear(tensor, scales, zeros, bits, group_size)
+    scales, zeros = choose_grid(parts.amin(-1).clamp(max=0.0), parts.amax(-1).clamp(min=0.0), form)
+    found = round_to_linear(tensor, scales, zeros, form)
     assert is_same_grid(found, wanted)
     assert np.array_equal(dequantize_to_tensor(found, torch.float32).numpy(), dequantize(wanted))
 
 
 def test_narrow_ranges_saturate_at_their_ends() -> None:
     weight = torch.tensor([[-2.0, -1.0, -0.4, 0.0, 0.3, 0.7, 1.0, 3.0]])
-    scales, zeros = choose_grid(torch.tensor([[-0.5]]), torch.tensor([[1.0]]), 4)
-    linear = round_to_linear(weight, scales, zeros, 4, 8)
+    form = GridFormat(4, 8)
+    scales, zeros = choose_grid(torch.tensor([[-0.5]]), torch.tensor([[1.0]]), form)
+    linear = round_to_linear(weight, scales, zeros, form)
     values = dequantize_to_tensor(linear, torch.float64)[0]
     assert linear.q[0, 0] == linear.q[0, 1] == 0
     assert linear.q[0, -1] == 15

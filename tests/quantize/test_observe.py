@@ -29,7 +29,8 @@ def test_the_output_is_the_float_block() -> None:
     decoder, hidden = make_case(1)
     rope = make_rope(decoder.config, hidden.shape[1], torch.float32)
     with start_workers(2) as workers:
-        output, _ = observe_block(hidden, decoder.blocks[0], decoder.config, rope, LLAMA_PAIRS, 0, workers)
+        output = torch.empty_like(hidden)
+        observe_block(hidden, output, decoder.blocks[0], decoder.config, rope, LLAMA_PAIRS, 0, workers)
     wanted = run_block(hidden, decoder.blocks[0], decoder.config, rope)
     assert measure_nmse(output, wanted) < 1e-12
     assert not output.requires_grad
@@ -41,7 +42,8 @@ def test_statistics_do_not_depend_on_the_threads() -> None:
     found = []
     for n_threads in (1, 3):
         with start_workers(n_threads) as workers:
-            found.append(observe_block(hidden, decoder.blocks[0], decoder.config, rope, LLAMA_PAIRS, 7, workers)[1])
+            room = torch.empty_like(hidden)
+            found.append(observe_block(hidden, room, decoder.blocks[0], decoder.config, rope, LLAMA_PAIRS, 7, workers))
     for module in LINEARS:
         assert torch.equal(found[0].layers[module].gram, found[1].layers[module].gram)
         assert torch.equal(found[0].layers[module].row_weights, found[1].layers[module].row_weights)
@@ -55,7 +57,8 @@ def test_predicted_error_is_that_of_the_blocks_output() -> None:
     config, weights = decoder.config, decoder.blocks[0]
     rope = make_rope(config, hidden.shape[1], torch.float32)
     with start_workers(2) as workers:
-        expected, statistics = observe_block(hidden, weights, config, rope, LLAMA_PAIRS, 3, workers)
+        expected = torch.empty_like(hidden)
+        statistics = observe_block(hidden, expected, weights, config, rope, LLAMA_PAIRS, 3, workers)
     n_tokens = hidden.shape[0] * hidden.shape[1]
     generator = torch.Generator().manual_seed(4)
     for module in LINEARS:
@@ -83,7 +86,8 @@ def test_mean_activations_are_those_that_the_layers_read() -> None:
 
     run_block(hidden, decoder.blocks[0], decoder.config, rope, linear=keep)
     with start_workers(1) as workers:
-        _, statistics = observe_block(hidden, decoder.blocks[0], decoder.config, rope, LLAMA_PAIRS, 0, workers)
+        room = torch.empty_like(hidden)
+        statistics = observe_block(hidden, room, decoder.blocks[0], decoder.config, rope, LLAMA_PAIRS, 0, workers)
     for pair in LLAMA_PAIRS:
         for module in pair.linears:
             torch.testing.assert_close(statistics.mean_abs[pair.name], inputs[module].abs().mean((0, 1)))

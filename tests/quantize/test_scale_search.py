@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from edgeawq.checkpoints.grid import dequantize, quantize_rtn
+from edgeawq.quantize.grid import GridFormat
 from edgeawq.quantize.parallel import Workers, start_workers
 from edgeawq.quantize.scale_search import (
     IDENTITY,
@@ -21,6 +22,7 @@ from edgeawq.quantize.scale_search import (
 )
 
 GROUP = 32
+FORM = GridFormat(4, GROUP)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def make_problem(seed: int, rows: int = 24, width: int = 96) -> tuple[LayerProbl
     features = torch.randn(400, width, generator=generator)
     features *= torch.where(torch.rand(width, generator=generator) < 0.05, 30.0, 1.0)
     weight = torch.randn(rows, width, generator=generator)
-    problem = LayerProblem(weight, features.T @ features, torch.rand(rows, generator=generator) + 0.5)
+    problem = LayerProblem(weight, features.T @ features, torch.rand(rows, generator=generator) + 0.5, FORM)
     return problem, features.abs().mean(0)
 
 
@@ -47,17 +49,17 @@ def test_identity_loss_is_that_of_rounding_to_nearest() -> None:
     problem, _ = make_problem(1)
     error = torch.from_numpy(dequantize(quantize_rtn(problem.weight.numpy(), 4, GROUP))) - problem.weight
     wanted = float((((error @ problem.gram) * error).sum(1) * problem.row_weights).sum())
-    found = measure_loss((problem,), torch.ones(96), 4, GROUP, NO_CLIP)
+    found = measure_loss((problem,), torch.ones(96), NO_CLIP)
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_choice_lowers_the_loss_where_channels_are_loud(seed: int, workers: Workers) -> None:
     problem, mean_abs = make_problem(seed)
-    choice = search_scales((problem,), mean_abs, 4, GROUP, keep, workers)
-    plain = measure_loss((problem,), torch.ones(96), 4, GROUP, NO_CLIP)
+    choice = search_scales((problem,), mean_abs, keep, workers)
+    plain = measure_loss((problem,), torch.ones(96), NO_CLIP)
     assert choice.exponents != IDENTITY
-    assert measure_loss((problem,), choice.channel_scales, 4, GROUP, NO_CLIP) < plain
+    assert measure_loss((problem,), choice.channel_scales, NO_CLIP) < plain
 
 
 def test_the_choice_does_not_depend_on_the_number_of_threads() -> None:
@@ -65,7 +67,7 @@ def test_the_choice_does_not_depend_on_the_number_of_threads() -> None:
     choices = []
     for count in (1, 3):
         with start_workers(count) as pool:
-            choices.append(search_scales((problem,), mean_abs, 4, GROUP, keep, pool))
+            choices.append(search_scales((problem,), mean_abs, keep, pool))
     assert choices[0].exponents == choices[1].exponents
     assert torch.equal(choices[0].channel_scales, choices[1].channel_scales)
 
@@ -76,7 +78,7 @@ def test_tied_scales_are_tied(workers: Workers) -> None:
     def tie(scales: torch.Tensor) -> torch.Tensor:
         return scales.view(2, 48).log().mean(0).exp().repeat(2)
 
-    scales = search_scales((problem,), mean_abs, 4, GROUP, tie, workers).channel_scales
+    scales = search_scales((problem,), mean_abs, tie, workers).channel_scales
     assert torch.equal(scales[:48], scales[48:])
 
 
@@ -94,8 +96,8 @@ def test_scales_are_centred_and_bounded() -> None:
 
 
 def test_silent_inputs_and_zero_weights_give_finite_scales(workers: Workers) -> None:
-    problem = LayerProblem(torch.zeros(8, 64), torch.zeros(64, 64), torch.zeros(8))
-    choice = search_scales((problem,), torch.zeros(64), 4, GROUP, keep, workers)
+    problem = LayerProblem(torch.zeros(8, 64), torch.zeros(64, 64), torch.zeros(8), FORM)
+    choice = search_scales((problem,), torch.zeros(64), keep, workers)
     assert torch.isfinite(choice.channel_scales).all()
     assert bool((choice.channel_scales > 0).all())
     assert torch.equal(measure_mean_weight(torch.zeros(8, 64), GROUP), torch.zeros(64))

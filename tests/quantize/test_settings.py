@@ -5,12 +5,24 @@ from typing import Any
 import pytest
 
 from edgeawq.errors import QuantizationError, UsageError
-from edgeawq.quantize.settings import QuantizeSettings, choose_group_size, explain_group_size
+from edgeawq.quantize.grid import GridFormat
+from edgeawq.quantize.settings import (
+    QuantizeSettings,
+    choose_forms,
+    choose_group_size,
+    choose_head_group_size,
+    choose_layer_bits,
+    explain_group_size,
+)
 from tests.tiny_models import make_tiny_config
 
 BAD = [
-    ({"method": "gptq"}, "gptq"),
-    ({"bits": 3}, "3 bits"),
+    ({"method": "squeeze"}, "squeeze"),
+    ({"bits": 5}, "5 bits"),
+    ({"bits_for": (("down_proj", 6),)}, "6 bits"),
+    ({"bits_for": (("down_proj(", 4),)}, "regular expression"),
+    ({"act_order": True}, "--act-order has no meaning with --method awq"),
+    ({"rounding_steps": 0}, "0 rounding steps"),
     ({"head_bits": 5}, "5 bits"),
     ({"group_size": 16}, "16"),
     ({"group_size": 0}, "0"),
@@ -70,6 +82,30 @@ def test_widths_without_a_group_are_refused() -> None:
     with pytest.raises(QuantizationError, match="width 48 .*groups of 16 at most") as caught:
         choose_group_size(config, 128)
     assert caught.value.remedy
+
+
+def test_patterns_choose_bits_and_the_last_that_matches_counts() -> None:
+    config = make_tiny_config(n_layers=3)
+    settings = QuantizeSettings(bits=3, bits_for=(("down_proj", 4), (r"layers\.2\.", 8)))
+    bits = choose_layer_bits(config, settings)
+    assert len(bits) == 3 * 7
+    assert bits["model.layers.0.mlp.down_proj"] == 4
+    assert bits["model.layers.2.mlp.down_proj"] == bits["model.layers.2.self_attn.q_proj"] == 8
+    assert bits["model.layers.1.self_attn.q_proj"] == 3
+    forms = choose_forms(1, bits, config, settings, 64)
+    assert forms["mlp.down_proj"] == GridFormat(4, 64)
+    assert forms["mlp.up_proj"] == GridFormat(3, 64)
+    assert choose_forms(0, bits, config, settings, -1)["mlp.down_proj"] == GridFormat(4, config.intermediate_size)
+    with pytest.raises(UsageError, match="no layer's name holds 'attention'"):
+        choose_layer_bits(config, QuantizeSettings(bits_for=(("attention", 4),)))
+
+
+def test_whole_rows_are_always_possible_where_groups_are() -> None:
+    config = make_tiny_config(hidden=96, intermediate=160, n_heads=3, n_kv_heads=1, head_dim=32)
+    assert choose_group_size(config, -1) == -1
+    assert explain_group_size(config, -1, -1) is None
+    assert choose_head_group_size(config, -1) == 32
+    assert choose_head_group_size(config, 64) == 64
 
 
 def test_outputs_that_cannot_be_packed_are_refused() -> None:

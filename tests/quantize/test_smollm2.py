@@ -11,10 +11,20 @@ import torch.nn.functional as F
 from edgeawq.checkpoints.model import Checkpoint
 from edgeawq.checkpoints.open_model import open_model
 from edgeawq.errors import MissingExtraError
-from edgeawq.quantize.block import dequantize_block, measure_block_loss, quantize_block_awq, quantize_block_rtn
+from edgeawq.quantize.block import (
+    QuantizedBlock,
+    dequantize_block,
+    describe_layers,
+    fold_best_scales,
+    measure_block_loss,
+    pick_floats,
+    quantize_block_rtn,
+    round_clipped,
+)
 from edgeawq.quantize.calibration import make_encoder
 from edgeawq.quantize.fold import fold_scales, snap_to_float16, tie_query_heads
-from edgeawq.quantize.llama import TorchDecoder, make_rope, read_block, read_weight, run_block
+from edgeawq.quantize.grid import GridFormat
+from edgeawq.quantize.llama import LINEARS, TorchDecoder, make_rope, read_block, read_weight, run_block
 from edgeawq.quantize.observe import observe_block
 from edgeawq.quantize.parallel import Workers, start_workers
 from edgeawq.quantize.recipe import LLAMA_PAIRS
@@ -75,12 +85,17 @@ def test_awq_halves_the_error_of_a_block(model: Checkpoint, tokens: torch.Tensor
         n_held_out = 3
         held_out, calibration = hidden[:n_held_out], hidden[n_held_out:]
         expected = run_block(held_out, weights, config, rope)
-        rtn = quantize_block_rtn(weights, 4, 64)
-        _, statistics = observe_block(calibration, weights, config, rope, LLAMA_PAIRS, 0, workers)
-        awq, layers = quantize_block_awq(weights, rtn, statistics, config, LLAMA_PAIRS, workers)
+        forms = dict.fromkeys(LINEARS, GridFormat(4, 64))
+        rtn = quantize_block_rtn(weights, forms)
+        statistics = observe_block(
+            calibration, torch.empty_like(calibration), weights, config, rope, LLAMA_PAIRS, 0, workers
+        )
+        folded = fold_best_scales(weights, statistics, forms, config, LLAMA_PAIRS, workers)
+        awq = QuantizedBlock(round_clipped(folded, statistics, forms, workers), pick_floats(folded.weights))
+        layers = describe_layers(weights, folded, rtn, awq.linears, statistics)
         losses = [
             measure_block_loss(held_out, expected, dequantize_block(block, torch.float32), config, rope, workers)
             for block in (rtn, awq)
         ]
     assert losses[1] < 0.5 * losses[0]
-    assert all(layer.awq_error < layer.rtn_error for layer in layers.values())
+    assert all(layer.error < layer.rtn_error for layer in layers.values())
