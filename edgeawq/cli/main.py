@@ -18,6 +18,7 @@ from edgeawq.runtime.starts import note_answer
 COMMANDS = {
     "quantize": "Turn a float model into a 4-bit AWQ checkpoint.",
     "eval": "Measure the perplexity of models side by side.",
+    "plan": "Say what a model would take and give on a device.",
     "pack": "Lay a checkpoint out for one device: a bundle.",
     "device": "Add, list and inspect the devices you push to.",
     "push": "Bring a model to a device; do whatever is missing.",
