@@ -19,6 +19,7 @@ COMMANDS = {
     "quantize": "Turn a float model into a 4-bit AWQ checkpoint.",
     "eval": "Measure the perplexity of models side by side.",
     "plan": "Say what a model would take and give on a device.",
+    "profile": "Show and compare what was measured on devices.",
     "pack": "Lay a checkpoint out for one device: a bundle.",
     "device": "Add, list and inspect the devices you push to.",
     "push": "Bring a model to a device; do whatever is missing.",
