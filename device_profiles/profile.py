@@ -38,8 +38,14 @@ FIGURES: Mapping[str, bool] = {
     "peak_int8_op_per_s": False,
     "gpu_peak_fp16_flop_per_s": False,
     "gpu_peak_int8_op_per_s": False,
+    "system_memory_bytes": False,
+    "decode_efficiency": False,
+    "prefill_efficiency": False,
+    "gpu_decode_efficiency": False,
+    "gpu_prefill_efficiency": False,
 }
-_INTEGERS = ("cores", "memory_bytes")
+_INTEGERS = ("cores", "memory_bytes", "system_memory_bytes")
+_FRACTIONS = tuple(name for name in FIGURES if name.endswith("efficiency"))
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,23 @@ class DetectionRule:
 
 
 @dataclass(frozen=True)
+class InnerLoop:
+    """What a static analysis of a kernel's inner loop says; never a measurement."""
+
+    bits: int  # of the weights
+    tokens: int  # that share one pass over the weights
+    group_size: int
+    cycles: float  # of one core, for 32 weights and one token
+    source: str
+
+
+@dataclass(frozen=True)
 class DeviceProfile:
     """What a device is and how fast it can be. Rates are of the CPU unless the name says gpu; None = not known.
 
-    One multiply-add counts as two operations. `sources` gives for every figure where it comes from.
+    One multiply-add counts as two operations. `sources` gives for every figure where it comes from. An efficiency is
+    the part of the roof that a language model reached on such a device: of `bandwidth_bytes_per_s` in decode, of the
+    peak rate in prefill.
     """
 
     name: str
@@ -71,6 +90,12 @@ class DeviceProfile:
     peak_int8_op_per_s: float | None = None
     gpu_peak_fp16_flop_per_s: float | None = None
     gpu_peak_int8_op_per_s: float | None = None
+    system_memory_bytes: int | None = None  # what the operating system itself needs
+    decode_efficiency: float | None = None
+    prefill_efficiency: float | None = None
+    gpu_decode_efficiency: float | None = None
+    gpu_prefill_efficiency: float | None = None
+    loops: tuple[InnerLoop, ...] = ()
     sources: Mapping[str, str] = field(default_factory=dict, compare=False)
     detection: DetectionRule = field(default_factory=DetectionRule, compare=False)
 
@@ -126,7 +151,7 @@ def parse_profile(name: str, data: bytes, where: str) -> DeviceProfile:
         document = tomllib.loads(data.decode("utf-8"))
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ProfileError(f"{where} is not valid TOML: {error}", remedy=_REMEDY) from None
-    _check_keys(document, {"title", "target", "figures"}, {"detect"}, where)
+    _check_keys(document, {"title", "target", "figures"}, {"detect", "loops"}, where)
     target = _table(document, "target", where)
     _check_keys(target, {"triple", "cpu", "features", "isa"}, set(), f"{where} [target]")
     detect = _table(document, "detect", where)
@@ -142,9 +167,30 @@ def parse_profile(name: str, data: bytes, where: str) -> DeviceProfile:
             isa=_text(target, "isa", where),
         ),
         **values,
+        loops=tuple(_read_loops(document.get("loops", []), where)),
         sources=sources,
         detection=DetectionRule(**{key: _texts(detect, key, where) for key in detect}),
     )
+
+
+def _read_loops(loops: object, where: str) -> list[InnerLoop]:
+    if not isinstance(loops, list):
+        raise ProfileError(f"{where}: loops is not a list of tables ([[loops]])", remedy=_REMEDY)
+    found = []
+    for index, loop in enumerate(loops):
+        place = f"{where} [[loops]] {index + 1}"
+        if not isinstance(loop, dict):
+            raise ProfileError(f"{place} is not a table", remedy=_REMEDY)
+        _check_keys(loop, {"bits", "tokens", "group_size", "cycles", "source"}, set(), place)
+        for key in ("bits", "tokens", "group_size"):
+            if type(loop[key]) is not int or not 0 < loop[key] <= 4096:
+                raise ProfileError(f"{place}: {key} is {loop[key]!r}, not a whole number to 4096", remedy=_REMEDY)
+        cycles = loop["cycles"]
+        if not isinstance(cycles, (int, float)) or isinstance(cycles, bool) or not 0 < cycles < 1e6:
+            raise ProfileError(f"{place}: cycles is {cycles!r}, not a positive number", remedy=_REMEDY)
+        source = _text(loop, "source", place)
+        found.append(InnerLoop(loop["bits"], loop["tokens"], loop["group_size"], float(cycles), source))
+    return found
 
 
 def _read_figures(figures: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -160,6 +206,8 @@ def _read_figures(figures: dict[str, Any], where: str) -> tuple[dict[str, Any], 
             raise ProfileError(f"{where}: {name} is {value!r}, not a positive number", remedy=_REMEDY)
         if name in _INTEGERS and not isinstance(value, int):
             raise ProfileError(f"{where}: {name} is {value!r}, not a whole number", remedy=_REMEDY)
+        if name in _FRACTIONS and value > 1:
+            raise ProfileError(f"{where}: {name} is {value!r}, not a part of 1", remedy=_REMEDY)
         values[name] = value if name in _INTEGERS else float(value)
         sources[name] = _text(table, "source", f"{where} [figures.{name}]")
     return values, sources

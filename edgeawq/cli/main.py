@@ -19,6 +19,8 @@ COMMANDS = {
     "quantize": "Turn a float model into a 4-bit AWQ checkpoint.",
     "eval": "Compare models on a text: perplexity, divergence, size.",
     "study": "Repeat the AWQ paper's experiments on a model.",
+    "plan": "Say what a model would take and give on a device.",
+    "profile": "Show and compare what was measured on devices.",
     "pack": "Lay a checkpoint out for one device: a bundle.",
     "device": "Add, list and inspect the devices you push to.",
     "push": "Bring a model to a device; do whatever is missing.",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 def command(context: click.Context, names: tuple[str, ...], inventory: str | None, as_json: bool) -> None:
     """Show what runs on the devices: all of the inventory, or those named.
 
+    Devices that `edgeawq profile` or a push has measured are shown with their speed, against their own past or what
+    their profile promises; one that runs well below is marked.
+
     The exit code is 0 when all have answered, else that of the first failure.
 
     \b
@@ -58,15 +61,18 @@ def _ask(device: Device) -> DeviceStatus | EdgeawqError:
 
 
 def _to_json(device: Device, result: DeviceStatus | EdgeawqError) -> dict[str, Any]:
+    from edgeawq.cli.status_speed import describe_health, find_health
+
     if isinstance(result, Exception):
         return {"device": device.name, "error": {"type": type(result).__name__, "what": result.what}}
-    return result.to_json()
+    return {**result.to_json(), "speed": describe_health(find_health(device))}
 
 
 def _print(results: list[tuple[Device, DeviceStatus | EdgeawqError]]) -> None:
     from rich.table import Table
 
     from edgeawq.cli.console import get_console, print_error
+    from edgeawq.cli.status_speed import find_health, print_speeds
 
     table = Table(box=None, pad_edge=False)
     for title in ("device", "release", "model", "health", "signed by", "previous", "free"):
@@ -90,7 +96,11 @@ def _print(results: list[tuple[Device, DeviceStatus | EdgeawqError]]) -> None:
             result.previous or "-",
             format_bytes(result.free_bytes),
         )
-    get_console().print(table)
+    console = get_console()
+    console.print(table)
+    answered = [device for device, result in results if not isinstance(result, Exception)]
+    speeds = [(device.name, find_health(device)) for device in answered]
+    print_speeds(console, [(name, health) for name, health in speeds if health is not None])
     for _, result in results:
         if isinstance(result, Exception):
             print_error(result)

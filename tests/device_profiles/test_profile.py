@@ -31,6 +31,9 @@ source = "data sheet"
 """
 
 
+LOOP = "[[loops]]\nbits = 4\ntokens = 1\ngroup_size = 64\ncycles = 5.2\nsource = 'counted'\n"
+
+
 @pytest.fixture(autouse=True)
 def _own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -133,6 +136,15 @@ def test_a_name_is_not_a_path(name: str) -> None:
         ('["asimd"]', '"asimd"', "flags"),
         ('isa = "neon"', 'isa = "avx2"', "x86_64"),
         ("[target]", "[target", "TOML"),
+        (
+            "[figures.memory_bytes]",
+            "[figures.decode_efficiency]\nvalue = 1.2\nsource = 'x'\n[figures.memory_bytes]",
+            "part of 1",
+        ),
+        ("[figures.cores]", "[[loops]]\nbits = 4\n[figures.cores]", "tokens"),
+        ("[figures.cores]", LOOP.replace("5.2", "-5.2") + "[figures.cores]", "cycles is -5.2"),
+        ("[figures.cores]", LOOP.replace("64", "64.5") + "[figures.cores]", "group_size is 64.5"),
+        ("title", "loops = 3\ntitle", "list of tables"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_is_wrong(old: str, new: str, named: str) -> None:

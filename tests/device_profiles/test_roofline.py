@@ -11,8 +11,11 @@ from device_profiles.roofline import (
     attainable_flop_per_s,
     bounded_by,
     decode_ceiling_tokens_per_s,
+    gaussian_rounding_error,
     gemv_intensity_flop_per_byte,
+    loop_ops_per_s,
     ridge_point,
+    time_at_roof_s,
     weight_bytes,
 )
 from edgeawq.errors import ProfileError
@@ -68,3 +71,50 @@ def test_numbers_that_make_no_sense_are_refused(value: float) -> None:
         decode_ceiling_tokens_per_s(1e9, value)
     with pytest.raises(ProfileError, match="peak_flop_per_s"):
         ridge_point(value, 1e9)
+
+
+AMOUNT = st.floats(min_value=0, max_value=1e15)
+
+
+@given(moved=AMOUNT, operations=AMOUNT, bandwidth=RATE, peak=RATE)
+def test_time_at_the_roof_is_the_attainable_rate(
+    moved: float, operations: float, bandwidth: float, peak: float
+) -> None:
+    seconds = time_at_roof_s(moved, operations, bandwidth, peak)
+    assert seconds >= time_at_roof_s(moved, operations, bandwidth)
+    assert seconds >= time_at_roof_s(0, operations, bandwidth, peak)
+    if moved > 1 and operations > 1:
+        rate = attainable_flop_per_s(peak, bandwidth, operations / moved)
+        assert operations / seconds == pytest.approx(rate)
+
+
+@given(moved=AMOUNT, operations=AMOUNT, bandwidth=RATE, peak=RATE, factor=st.floats(1, 1e3))
+def test_a_better_machine_is_never_slower(
+    moved: float, operations: float, bandwidth: float, peak: float, factor: float
+) -> None:
+    seconds = time_at_roof_s(moved, operations, bandwidth, peak)
+    assert time_at_roof_s(moved, operations, bandwidth * factor, peak) <= seconds
+    assert time_at_roof_s(moved, operations, bandwidth, peak * factor) <= seconds
+    assert time_at_roof_s(moved * factor, operations, bandwidth, peak) >= seconds
+
+
+def test_a_loop_at_the_multipliers_limit_is_the_peak() -> None:
+    # A Cortex-A72 multiplies 8 int8 pairs a cycle: 4 cycles for 32 weights are the profile's peak.
+    profile = load_profile("pi4")
+    assert profile.clock_hz is not None
+    assert loop_ops_per_s(profile.cores, profile.clock_hz, 4.0) == profile.peak_int8_op_per_s
+
+
+@given(bits=st.integers(2, 8), group=st.integers(5, 9))
+def test_more_bits_and_smaller_groups_round_less(bits: int, group: int) -> None:
+    error = gaussian_rounding_error(bits, 1 << group)
+    assert gaussian_rounding_error(bits + 1, 1 << group) < 0.55 * error
+    assert gaussian_rounding_error(bits, 1 << (group - 1)) < error
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_amounts_that_make_no_sense_are_refused(value: float) -> None:
+    with pytest.raises(ProfileError, match="moved_bytes"):
+        time_at_roof_s(value, 1.0, 1e9)
+    with pytest.raises(ProfileError, match="no grid"):
+        gaussian_rounding_error(0, 64)

@@ -1,0 +1,118 @@
+"""What one measured model says about others on the same device: rates and fixed costs, taken from its operations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.planning.device import Figure, PlanDevice, with_measured
+from edgeawq.planning.predict import Speed, Work
+from edgeawq.profiling.schema import ModelProfile, OperationPoint, PhasePoint, Profile
+
+LINEARS = ("qkv", "o", "gate_up", "down", "head")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Costs of a decode step. Rates in bytes per second; per_*: seconds for each of them."""
+
+    weights_bytes_per_s: float
+    per_attended_s: float  # one multiply-add of scores or values
+    per_feature_s: float  # norms and quantizing, for one layer's feature of the residual stream
+    per_layer_s: float  # waiting at the barriers
+    per_token_s: float  # sampling and Python
+    source: str
+
+
+def calibrate(profile: Profile) -> Calibration | None:
+    """The costs of `profile`'s decode step nearest to an empty context; None without a measured model."""
+    model = profile.model
+    phase = None if model is None else find_phase(model, "decode")
+    if model is None or phase is None:
+        return None
+    n_layers = _count_layers(phase)
+    hidden = _count_hidden(model, phase)
+    if not n_layers or not hidden:
+        return None
+    seconds: dict[str, float] = {operation.kind: operation.seconds.median for operation in phase.operations}
+    # Tracing costs a little; its share is taken off every operation alike.
+    scale = phase.untraced_seconds_per_step.median / phase.seconds_per_step.median
+    linear_s = scale * sum(seconds.get(kind, 0.0) for kind in LINEARS)
+    linear_bytes = sum(operation.bytes for operation in phase.operations if operation.kind in LINEARS)
+    attended = sum(operation.operations for operation in phase.operations if operation.kind == "attention")
+    if linear_s <= 0 or linear_bytes <= 0:
+        return None
+    rows = sum(seconds.get(kind, 0.0) for kind in ("norm", "quantize", "merge", "embedding"))
+    return Calibration(
+        weights_bytes_per_s=linear_bytes / linear_s,
+        per_attended_s=scale * seconds.get("attention", 0.0) / attended if attended else 0.0,
+        per_feature_s=scale * rows / (n_layers * hidden),
+        per_layer_s=scale * seconds.get("barrier", 0.0) / n_layers,
+        per_token_s=scale * (seconds.get("sampling", 0.0) + seconds.get("python", 0.0)),
+        source=f"measured with {model.name} on {profile.device.name}, {profile.created}",
+    )
+
+
+def predict_calibrated(
+    calibration: Calibration, config: ModelConfig, weights_bytes: int, position: int, ceiling: Speed
+) -> Speed:
+    """Seconds of a token of another model on the calibrated device; never below the ceiling."""
+    attended = 4 * config.n_layers * config.n_heads * config.head_dim * position
+    expected = (
+        weights_bytes / calibration.weights_bytes_per_s
+        + attended * calibration.per_attended_s
+        + config.n_layers * (config.hidden_size * calibration.per_feature_s + calibration.per_layer_s)
+        + calibration.per_token_s
+    )
+    return Speed(ceiling.ceiling_s, max(expected, ceiling.ceiling_s or 0.0), ceiling.bound)
+
+
+def apply_measured(device: PlanDevice, profile: Profile) -> PlanDevice:
+    """`device` with the roofs and efficiencies that were measured on it; unchanged where there is no DRAM roof."""
+    roof = profile.roof("memory", "DRAM")
+    if device.processor != "cpu" or roof is None or not roof.bytes_per_second:
+        return device
+    when = f"on {profile.device.name}, {profile.created}"
+    bandwidth = Figure(roof.bytes_per_second, f"measured with {roof.threads} threads {when}", "measured")
+    peak_roof = profile.roof("compute", "int8_nibbles") or profile.roof("compute", "int8_bytes")
+    peak = None
+    if peak_roof is not None and peak_roof.ops_per_second:
+        peak = Figure(peak_roof.ops_per_second, f"measured ({peak_roof.name}) {when}", "measured")
+    decode = prefill = None
+    if profile.model is not None:
+        source = f"measured with {profile.model.name} {when}"
+        decode = _efficiency(find_phase(profile.model, "decode"), "bytes", bandwidth.value, source)
+        prefill = _efficiency(find_phase(profile.model, "prefill"), "operations", peak.value if peak else None, source)
+    return with_measured(device, bandwidth=bandwidth, decode=decode, peak=peak, prefill=prefill)
+
+
+def find_phase(model: ModelProfile, kind: str) -> PhasePoint | None:
+    """The phase of that kind with the least in its context."""
+    found = [phase for phase in model.phases if phase.phase == kind]
+    return min(found, key=lambda phase: phase.context_tokens) if found else None
+
+
+def _efficiency(phase: PhasePoint | None, amount: str, roof: float | None, source: str) -> Figure | None:
+    """The part of the roof that a phase reached; None where it is above it: the model lay in the caches."""
+    if phase is None or roof is None or phase.untraced_seconds_per_step.median <= 0:
+        return None
+    work = Work(phase.bytes_per_step, phase.operations_per_step)
+    reached = getattr(work, amount) / phase.untraced_seconds_per_step.median / roof
+    return Figure(reached, source, "measured") if 0 < reached <= 1 else None
+
+
+def _calls(phase: PhasePoint, kind: str) -> OperationPoint | None:
+    return next((operation for operation in phase.operations if operation.kind == kind), None)
+
+
+def _count_layers(phase: PhasePoint) -> int:
+    operation = _calls(phase, "down")
+    return 0 if operation is None else round(operation.calls)
+
+
+def _count_hidden(model: ModelProfile, phase: PhasePoint) -> int:
+    """The width of the residual stream, from o's outputs: its operations are 2 × layers × hidden × attention width."""
+    o = next((linear for linear in model.linears if linear.kind == "o"), None)
+    layers = _count_layers(phase)
+    # o is square in most models; where it is not, this is the mean of both widths, close enough for norms.
+    return 0 if o is None or not layers else round((o.weights / layers) ** 0.5)
