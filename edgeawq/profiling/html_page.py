@@ -112,7 +112,7 @@ def _load_library() -> str:
         import vl_convert
     except ModuleNotFoundError:
         raise MissingExtraError("vl_convert", "report") from None
-    library: str = vl_convert.javascript_bundle()
+    library = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
     return library.replace("</script", "<\\/script")
 
 
