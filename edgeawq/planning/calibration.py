@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.planning.device import Figure, PlanDevice, with_measured
 from edgeawq.planning.predict import Speed, Work
-from edgeawq.profiling.schema import ModelProfile, OperationPoint, PhasePoint, Profile
+from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
+from edgeawq.profiling.verdicts import count_threads, find_operation, find_phase
 
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
 
@@ -73,7 +74,7 @@ def apply_measured(device: PlanDevice, profile: Profile) -> PlanDevice:
     if device.processor != "cpu" or roof is None or not roof.bytes_per_second:
         return device
     when = f"on {profile.device.name}, {profile.created}"
-    bandwidth = Figure(roof.bytes_per_second, f"measured with {roof.threads} threads {when}", "measured")
+    bandwidth = Figure(roof.bytes_per_second, f"measured with {count_threads(roof.threads)} {when}", "measured")
     peak_roof = profile.roof("compute", "int8_nibbles") or profile.roof("compute", "int8_bytes")
     peak = None
     if peak_roof is not None and peak_roof.ops_per_second:
@@ -86,12 +87,6 @@ def apply_measured(device: PlanDevice, profile: Profile) -> PlanDevice:
     return with_measured(device, bandwidth=bandwidth, decode=decode, peak=peak, prefill=prefill)
 
 
-def find_phase(model: ModelProfile, kind: str) -> PhasePoint | None:
-    """The phase of that kind with the least in its context."""
-    found = [phase for phase in model.phases if phase.phase == kind]
-    return min(found, key=lambda phase: phase.context_tokens) if found else None
-
-
 def _efficiency(phase: PhasePoint | None, amount: str, roof: float | None, source: str) -> Figure | None:
     """The part of the roof that a phase reached; None where it is above it: the model lay in the caches."""
     if phase is None or roof is None or phase.untraced_seconds_per_step.median <= 0:
@@ -101,12 +96,8 @@ def _efficiency(phase: PhasePoint | None, amount: str, roof: float | None, sourc
     return Figure(reached, source, "measured") if 0 < reached <= 1 else None
 
 
-def _calls(phase: PhasePoint, kind: str) -> OperationPoint | None:
-    return next((operation for operation in phase.operations if operation.kind == kind), None)
-
-
 def _count_layers(phase: PhasePoint) -> int:
-    operation = _calls(phase, "down")
+    operation = find_operation(phase, "down")
     return 0 if operation is None else round(operation.calls)
 
 

@@ -177,6 +177,8 @@ details summary { cursor: pointer; color: var(--accent); font-size: .92rem; marg
   border-radius: 4px; padding: .1rem .3rem; }
 .chart svg { background: transparent !important; max-width: 100%; }
 .chart svg .mark-text text { fill: var(--text) !important; }
+.chart svg .role-mark.mark-text text { paint-order: stroke; stroke: var(--panel); stroke-width: 4px;
+  stroke-linejoin: round; }
 .chart svg .role-axis-grid line { stroke: var(--line) !important; }
 .chart svg .role-axis-domain line, .chart svg .role-axis-tick line { stroke: var(--muted) !important; }
 #vg-tooltip-element.vg-tooltip { background: var(--back) !important; color: var(--text) !important;

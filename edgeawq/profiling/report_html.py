@@ -21,7 +21,7 @@ from edgeawq.profiling.compare import Comparison, compare_profiles
 from edgeawq.profiling.html_page import Chart, HtmlTable, Section, escape, make_html, make_table
 from edgeawq.profiling.schema import Measurement, PhasePoint, Profile
 from edgeawq.profiling.units import binary_size, show, three_digits, with_prefix
-from edgeawq.profiling.verdicts import Verdict, find_verdicts
+from edgeawq.profiling.verdicts import Verdict, count_threads, find_verdicts
 
 MAX_PROFILES = 8
 
@@ -120,7 +120,10 @@ def _facts(profile: Profile) -> str:
     if model is not None:
         facts.append(("Model", f"{model.name} ({model.bundle}), {show(model.weights_bytes, 'B')} of weights"))
         facts.append(
-            ("Run with", f"{model.threads} threads, {model.activations} activations, {model.kv_bits}-bit KV cache")
+            (
+                "Run with",
+                f"{count_threads(model.threads)}, {model.activations} activations, {model.kv_bits}-bit KV cache",
+            )
         )
     state = "" if profile.complete else "; stopped early"
     facts.append(("Measured", f"{profile.created} in {profile.seconds:.0f} s{state}"))
@@ -258,9 +261,9 @@ def _machine_table(profile: Profile) -> HtmlTable:
         value = (
             show(roof.bytes_per_second or 0, "B/s") if roof.kind == "memory" else show(roof.ops_per_second or 0, "op/s")
         )
-        rows.append((f"roof {roof.name}", f"{value} with {roof.threads} threads"))
-    rows += [(f"clock, {c.threads} threads", show(c.hertz.median, "Hz")) for c in profile.clock]
-    rows += [(f"barrier, {b.threads} threads", with_prefix(b.seconds.median, "s")) for b in profile.barrier]
+        rows.append((f"roof {roof.name}", f"{value} with {count_threads(roof.threads)}"))
+    rows += [(f"clock, {count_threads(c.threads)}", show(c.hertz.median, "Hz")) for c in profile.clock]
+    rows += [(f"barrier, {count_threads(b.threads)}", with_prefix(b.seconds.median, "s")) for b in profile.barrier]
     rows += [(f"{p.kind} pages", f"{with_prefix(p.seconds_per_page.median, 's')} a page") for p in profile.pages]
     rows += [
         (

@@ -18,6 +18,7 @@ from edgeawq.profiling.schema import (
     Profile,
     SpeedPoint,
 )
+from edgeawq.profiling.units import with_prefix
 
 Severity = Literal["good", "hint", "warning"]
 
@@ -33,6 +34,7 @@ CONTEXT_LOSS = 0.2
 TIGHT_MEMORY = 0.85
 TRACING_LIMIT = 0.02
 COLD_SHARE = 0.3
+MAX_STAGES = 3  # named one by one
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
 
 
@@ -68,9 +70,12 @@ def judge_disturbance(profile: Profile) -> Iterable[Verdict]:
         if notes:
             first = min(notes, key=lambda note: note.seconds)
             stages = sorted({note.stage for note in notes if note.stage})
-            where = f", in {', '.join(stages)}" if stages else ""
-            text = f"{title} from second {first.seconds:.0f}{where}: the figures after it are lower than they could be"
-            evidence = (*(note.text for note in notes[:4]), *_clock_fall(profile, first.seconds))
+            where = f", in {', '.join(stages)}" if 0 < len(stages) <= MAX_STAGES else f", in {len(stages)} stages"
+            where = where if stages else ""
+            effect = "trust these figures less" if kind == "unsteady" else "what was measured then is too low"
+            text = f"{title} from second {first.seconds:.0f}{where}: {effect}"
+            texts = tuple(dict.fromkeys(note.text for note in notes))[:MAX_STAGES]
+            evidence = (*texts, *_clock_fall(profile, first.seconds))
             yield Verdict(kind, severity, text, evidence)  # type: ignore[arg-type]
 
 
@@ -83,17 +88,10 @@ def judge_decode(profile: Profile) -> Iterable[Verdict]:
     share = rate / roof.bytes_per_second
     evidence = (
         f"{phase.bytes_per_step / 1e6:.1f} MB a token at {rate / 1e9:.3g} GB/s",
-        f"DRAM gives {roof.bytes_per_second / 1e9:.3g} GB/s with {roof.threads} threads",
+        f"DRAM gives {roof.bytes_per_second / 1e9:.3g} GB/s with {count_threads(roof.threads)}",
     )
     bound = bound_of(phase)
-    if share > 1:
-        yield Verdict(
-            "decode-in-cache",
-            "good",
-            f"Decode reads faster than DRAM ({share:.1f} × its bandwidth): part of the model stays in the caches",
-            evidence,
-        )
-    elif bound == "compute":
+    if bound == "compute":
         yield Verdict(
             "decode-compute-bound", "hint", "Decode is compute-bound: more or faster cores would help", evidence
         )
@@ -102,7 +100,7 @@ def judge_decode(profile: Profile) -> Iterable[Verdict]:
             "decode-memory-bound",
             "good" if share >= GOOD_SHARE else "hint",
             f"Decode is memory-bound at {100 * share:.0f} % of the roof"
-            + (": only fewer bytes a token make it faster" if share >= GOOD_SHARE else ""),
+            + (": only fewer bytes a token make it faster" if GOOD_SHARE <= share <= 1 else ""),
             evidence,
         )
     else:
@@ -112,6 +110,21 @@ def judge_decode(profile: Profile) -> Iterable[Verdict]:
             f"Decode reaches {100 * share:.0f} % of the memory roof: neither memory nor arithmetic is the limit,"
             f" look at {describe_slowest(phase)}",
             evidence,
+        )
+
+
+def judge_matrices(profile: Profile) -> Iterable[Verdict]:
+    """Matrices that are read faster than DRAM gives: part of a small model stays in a large cache."""
+    phase, roof = find_phase(profile.model, "decode"), profile.roof("memory", "DRAM")
+    linears = [] if phase is None else [op for op in phase.operations if op.kind in LINEARS]
+    rate = _over(sum(op.bytes for op in linears), sum(op.seconds.median for op in linears))
+    if roof is not None and roof.bytes_per_second and rate > (1 + CLEAR) * roof.bytes_per_second:
+        yield Verdict(
+            "matrices-in-cache",
+            "good",
+            f"Decode reads its matrices at {rate / 1e9:.3g} GB/s, more than DRAM gives: part of them stays in the"
+            " caches (or the memory was busy when it was measured)",
+            (f"DRAM gives {roof.bytes_per_second / 1e9:.3g} GB/s with {count_threads(roof.threads)}",),
         )
 
 
@@ -130,7 +143,7 @@ def judge_prefill(profile: Profile) -> Iterable[Verdict]:
     yield Verdict(
         "prefill-compute-bound",
         "good" if rate / peak >= GOOD_SHARE else "hint",
-        f"A prompt is compute-bound; its matrices reach {100 * rate / peak:.0f} % of the peak",
+        f"A prompt is compute-bound; its matrices reach {100 * rate / peak:.0f} % of the measured peak",
         (f"{rate / 1e9:.3g} of {peak / 1e9:.3g} Gop/s", f"{phase.tokens_per_second.median:.0f} tokens/s"),
     )
 
@@ -148,8 +161,9 @@ def judge_threads(profile: Profile) -> Iterable[Verdict]:
         yield Verdict(
             "fewer-threads-faster",
             "warning" if model.threads == most.threads else "hint",
-            f"{best.threads} threads beat {most.threads}: {best.tokens_per_second.median:.3g} against"
-            f" {most.tokens_per_second.median:.3g} tokens/s; use --threads {best.threads}",
+            f"{count_threads(best.threads)} {'beats' if best.threads == 1 else 'beat'} {most.threads}:"
+            f" {best.tokens_per_second.median:.3g} against {most.tokens_per_second.median:.3g} tokens/s;"
+            f" use --threads {best.threads}",
             evidence,
         )
         return
@@ -204,7 +218,7 @@ def judge_waiting(profile: Profile) -> Iterable[Verdict]:
                 f"{kind}-time",
                 "hint",
                 f"{100 * operation.share_of_step:.0f} % of a token is {text}",
-                (f"{1e6 * operation.seconds.median:.0f} µs in {operation.calls:g} calls",),
+                (f"{with_prefix(operation.seconds.median, 's')} in {operation.calls:g} calls",),
             )
 
 
@@ -323,6 +337,7 @@ def judge_tracing(profile: Profile) -> Iterable[Verdict]:
 FINDERS: tuple[Callable[[Profile], Iterable[Verdict]], ...] = (
     judge_disturbance,
     judge_decode,
+    judge_matrices,
     judge_prefill,
     judge_head,
     judge_threads,

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from edgeawq.profiling.compare import compare_profiles
@@ -97,7 +98,7 @@ def test_any_roofline_can_be_drawn(
 @given(profiles())
 def test_any_document_can_be_reported(profile: Profile) -> None:
     text = render(make_report(profile))
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(cell_len, text.splitlines())) <= 80
 
 
 def test_figures() -> None:
