@@ -102,9 +102,7 @@ def select_rows(plan: Plan, *, show_all: bool) -> list[Choice]:
 def list_notes(plan: Plan, *, show_all: bool) -> list[tuple[str, str]]:
     """What the marks mean, where the figures come from, and what was assumed: (word, explanation)."""
     device, pick = plan.device, plan.pick
-    notes = [
-        ("marks", "→ begin here   ● nothing else is both faster and more exact   ○ not possible with this release")
-    ]
+    notes = [("marks", "→ the usual choice   ● nothing is both faster and more exact   ○ not with this release")]
     if not any(choice.fits for choice in plan.choices):
         most = min(choice.memory_bytes for choice in plan.choices)
         notes.append(
