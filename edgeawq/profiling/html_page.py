@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,8 +112,8 @@ def _load_library() -> str:
         import vl_convert
     except ModuleNotFoundError:
         raise MissingExtraError("vl_convert", "report") from None
-    library: str = vl_convert.javascript_bundle()
-    return library.replace("</script", "<\\/script")
+    bundle: Callable[..., str] = vl_convert.javascript_bundle  # its stub wants arguments that it does not need
+    return bundle().replace("</script", "<\\/script")
 
 
 _PAGE = """<!doctype html>
