@@ -34,6 +34,7 @@ CONTEXT_LOSS = 0.2
 TIGHT_MEMORY = 0.85
 TRACING_LIMIT = 0.02
 COLD_SHARE = 0.3
+DISTURBING = ("throttled", "low_voltage", "busy", "stolen", "swap")
 MAX_STAGES = 3  # named one by one
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
 
@@ -57,6 +58,14 @@ def find_verdicts(profile: Profile) -> tuple[Verdict, ...]:
 
 def judge_disturbance(profile: Profile) -> Iterable[Verdict]:
     """Throttling, a weak power supply, a busy machine: from the notes and the samples."""
+    found = list(dict.fromkeys(note.kind for note in profile.notes if note.kind in DISTURBING))
+    if found:
+        yield Verdict(
+            "disturbed",
+            "warning",
+            "The machine was disturbed: measure again when it is quiet before you act on what follows",
+            (", ".join(kind.replace("_", " ") for kind in found),),
+        )
     for kind, severity, title in (
         ("throttled", "warning", "Thermal throttling"),
         ("low_voltage", "warning", "The power supply is too weak"),
