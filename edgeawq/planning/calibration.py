@@ -8,7 +8,7 @@ from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.planning.device import Figure, PlanDevice, with_measured
 from edgeawq.planning.predict import Speed, Work
 from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
-from edgeawq.profiling.verdicts import count_threads, find_operation, find_phase
+from edgeawq.profiling.verdicts import DISTURBING, count_threads, find_operation, find_phase
 
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
 
@@ -50,7 +50,7 @@ def calibrate(profile: Profile) -> Calibration | None:
         per_feature_s=scale * rows / (n_layers * hidden),
         per_layer_s=scale * seconds.get("barrier", 0.0) / n_layers,
         per_token_s=scale * (seconds.get("sampling", 0.0) + seconds.get("python", 0.0)),
-        source=f"measured with {model.name} on {profile.device.name}, {profile.created}",
+        source=f"measured with {model.name} {_describe_time(profile)}",
     )
 
 
@@ -73,7 +73,7 @@ def apply_measured(device: PlanDevice, profile: Profile) -> PlanDevice:
     roof = profile.roof("memory", "DRAM")
     if device.processor != "cpu" or roof is None or not roof.bytes_per_second:
         return device
-    when = f"on {profile.device.name}, {profile.created}"
+    when = _describe_time(profile)
     bandwidth = Figure(roof.bytes_per_second, f"measured with {count_threads(roof.threads)} {when}", "measured")
     peak_roof = profile.roof("compute", "int8_nibbles") or profile.roof("compute", "int8_bytes")
     peak = None
@@ -85,6 +85,13 @@ def apply_measured(device: PlanDevice, profile: Profile) -> PlanDevice:
         decode = _efficiency(find_phase(profile.model, "decode"), "bytes", bandwidth.value, source)
         prefill = _efficiency(find_phase(profile.model, "prefill"), "operations", peak.value if peak else None, source)
     return with_measured(device, bandwidth=bandwidth, decode=decode, peak=peak, prefill=prefill)
+
+
+def _describe_time(profile: Profile) -> str:
+    """Where and when it was measured, and what disturbed it."""
+    disturbed = list(dict.fromkeys(note.kind for note in profile.notes if note.kind in DISTURBING))
+    suffix = f", disturbed: {', '.join(disturbed)}" if disturbed else ""
+    return f"on {profile.device.name}, {profile.created}{suffix}"
 
 
 def _efficiency(phase: PhasePoint | None, amount: str, roof: float | None, source: str) -> Figure | None:

@@ -222,7 +222,15 @@ def make_comparison(comparison: Comparison) -> RenderableType:
         table.add_column(name, justify="right", overflow="fold")
     for row in comparison.rows:
         table.add_row(row.title, *(_compared(row, i, comparison) for i in range(len(row.values))))
-    return Group(facts, Text(), table, Text(), _summary(comparison))
+    parts: list[RenderableType] = [facts, Text(), table, Text(), _summary(comparison)]
+    if comparison.disturbed:
+        parts.append(Text(warn_of_disturbance(comparison), style="yellow"))
+    return Group(*parts)
+
+
+def warn_of_disturbance(comparison: Comparison) -> str:
+    """That differences may be of the moment and not of the device."""
+    return f"Measured on a disturbed machine: {', '.join(comparison.disturbed)}. Measure again before you trust this."
 
 
 def _compared(row: Row, index: int, comparison: Comparison) -> Text:

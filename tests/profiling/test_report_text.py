@@ -60,6 +60,11 @@ def test_a_comparison_marks_what_became_worse() -> None:
     (line,) = [line for line in text.splitlines() if "decode at 64 tokens" in line]
     assert line.rstrip().endswith("▼")
     assert "No regression" in render(make_comparison(compare_profiles(profiles_[::-1])))
+    assert "disturbed machine" not in text
+    busy = replace(profiles_[1], notes=(Note("busy", "decode", 1.0, "another program"),))
+    assert "Measured on a disturbed machine: after." in render(
+        make_comparison(compare_profiles([profiles_[0], busy], ["before", "after"]))
+    )
 
 
 def test_the_plot_has_every_operation_under_its_roof() -> None:
