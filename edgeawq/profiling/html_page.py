@@ -107,11 +107,18 @@ def _script_json(value: object) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
 
 
-def _load_library() -> str:
+def check_library() -> None:
+    """Raise MissingExtraError where charts cannot be made: to be asked before anything that takes long."""
     try:
-        import vl_convert
+        import vl_convert  # noqa: F401 - only whether it is there
     except ModuleNotFoundError:
         raise MissingExtraError("vl_convert", "report") from None
+
+
+def _load_library() -> str:
+    check_library()
+    import vl_convert
+
     bundle: Callable[..., str] = vl_convert.javascript_bundle  # its stub wants arguments that it does not need
     return bundle().replace("</script", "<\\/script")
 
