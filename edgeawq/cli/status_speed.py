@@ -37,7 +37,7 @@ def expect_decode(profile: Profile, profile_name: str) -> tuple[float | None, st
     from device_profiles.profile import load_profile
     from edgeawq.errors import EdgeawqError
     from edgeawq.planning.device import describe_device
-    from edgeawq.profiling.verdicts import find_phase
+    from edgeawq.profiling.verdict_parts import find_phase
 
     phase = find_phase(profile.model, "decode")
     if phase is None or not phase.bytes_per_step or not profile_name or profile_name == "host":

@@ -8,7 +8,7 @@ from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.planning.device import Figure, PlanDevice, with_measured
 from edgeawq.planning.predict import Speed, Work
 from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
-from edgeawq.profiling.verdicts import DISTURBING, count_threads, find_operation, find_phase
+from edgeawq.profiling.verdict_parts import DISTURBING, count_threads, find_operation, find_phase
 
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
 

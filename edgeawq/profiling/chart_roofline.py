@@ -10,7 +10,7 @@ from edgeawq.profiling.chart_parts import GREY, LINEARS, base, log_scale, operat
 from edgeawq.profiling.html_page import Spec
 from edgeawq.profiling.report_plot import NEGLIGIBLE
 from edgeawq.profiling.schema import LinearFacts, OperationPoint, Profile
-from edgeawq.profiling.verdicts import find_phase
+from edgeawq.profiling.verdict_parts import find_phase
 
 MEASURED, FLOAT16, PRESENT = "measured", "float16, at the roof", "as stored, at the roof"
 STAGES = ("decode", "prefill", "both")

@@ -19,7 +19,7 @@ from edgeawq.profiling.chart_parts import (
 )
 from edgeawq.profiling.html_page import Spec
 from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
-from edgeawq.profiling.verdicts import count_threads
+from edgeawq.profiling.verdict_parts import count_threads
 
 _BINARY = (
     "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~r') + ' GiB' : "

@@ -8,7 +8,7 @@ from typing import Literal
 
 from edgeawq.errors import UsageError
 from edgeawq.profiling.schema import Measurement, Profile
-from edgeawq.profiling.verdicts import DISTURBING
+from edgeawq.profiling.verdict_parts import DISTURBING
 
 Change = Literal["better", "worse", "same", "unknown"]
 

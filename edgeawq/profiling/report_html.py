@@ -22,7 +22,8 @@ from edgeawq.profiling.html_page import Chart, HtmlTable, Section, escape, make_
 from edgeawq.profiling.report_text import warn_of_disturbance
 from edgeawq.profiling.schema import Measurement, PhasePoint, Profile
 from edgeawq.profiling.units import binary_size, show, three_digits, with_prefix
-from edgeawq.profiling.verdicts import Verdict, count_threads, find_verdicts
+from edgeawq.profiling.verdict_parts import count_threads
+from edgeawq.profiling.verdicts import Verdict, find_verdicts
 
 MAX_PROFILES = 8
 

@@ -14,7 +14,8 @@ from edgeawq.profiling.compare import Comparison, Row
 from edgeawq.profiling.report_plot import draw_profile
 from edgeawq.profiling.schema import BandwidthPoint, Measurement, ModelProfile, PhasePoint, Profile
 from edgeawq.profiling.units import binary_size, show, three_digits, with_prefix
-from edgeawq.profiling.verdicts import Verdict, count_threads, find_phase, find_verdicts
+from edgeawq.profiling.verdict_parts import count_threads, find_phase
+from edgeawq.profiling.verdicts import Verdict, find_verdicts
 
 STYLES = {"warning": "bold red", "hint": "yellow", "good": "green"}
 MARKS = {"warning": "!", "hint": "→", "good": "✓"}
