@@ -10,6 +10,7 @@ from edgeawq.planning.predict import Speed, Work
 from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
 from edgeawq.profiling.verdict_parts import DISTURBING, count_threads, find_operation, find_phase
 
+LARGER = 1.5  # times the measured model, beyond which a rate that came from a cache says nothing
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
 
 
@@ -18,11 +19,17 @@ class Calibration:
     """Costs of a decode step. Rates in bytes per second; per_*: seconds for each of them."""
 
     weights_bytes_per_s: float
+    weights_bytes: int  # of the model that was measured
+    is_from_cache: bool  # its matrices were read faster than DRAM gives
     per_attended_s: float  # one multiply-add of scores or values
     per_feature_s: float  # norms and quantizing, for one layer's feature of the residual stream
     per_layer_s: float  # waiting at the barriers
     per_token_s: float  # sampling and Python
     source: str
+
+    def applies_to(self, weights_bytes: int) -> bool:
+        """Whether the rate says something of a model that reads so much: a cache does not grow with the model."""
+        return not self.is_from_cache or weights_bytes <= LARGER * self.weights_bytes
 
 
 def calibrate(profile: Profile) -> Calibration | None:
@@ -44,8 +51,12 @@ def calibrate(profile: Profile) -> Calibration | None:
     if linear_s <= 0 or linear_bytes <= 0:
         return None
     rows = sum(seconds.get(kind, 0.0) for kind in ("norm", "quantize", "merge", "embedding"))
+    roof = profile.roof("memory", "DRAM")
+    dram = None if roof is None else roof.bytes_per_second
     return Calibration(
         weights_bytes_per_s=linear_bytes / linear_s,
+        weights_bytes=linear_bytes,
+        is_from_cache=dram is not None and linear_bytes / linear_s > dram,
         per_attended_s=scale * seconds.get("attention", 0.0) / attended if attended else 0.0,
         per_feature_s=scale * rows / (n_layers * hidden),
         per_layer_s=scale * seconds.get("barrier", 0.0) / n_layers,
