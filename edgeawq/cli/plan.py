@@ -11,6 +11,8 @@ import click
 from edgeawq.cli.device_options import inventory_option, json_option
 from edgeawq.errors import EdgeawqError, UsageError
 
+THIS_MACHINE = ("host", "localhost")  # as a profile, and as a device of every inventory
+
 if TYPE_CHECKING:
     from edgeawq.planning.device import PlanDevice
     from edgeawq.planning.plan import Plan, Workload
@@ -120,7 +122,9 @@ def _find_device(name: str, processor: str, memory_bytes: int | None, inventory:
     from device_profiles.profile import list_profiles
     from edgeawq.planning.device import describe_device
 
-    if name == "host" or name in list_profiles():
+    if name in THIS_MACHINE:
+        return describe_device(find_profile("host"), processor, memory_bytes)
+    if name in list_profiles():
         return describe_device(find_profile(name), processor, memory_bytes)
     from edgeawq.deploy.inventory import load_inventory
 
@@ -138,8 +142,10 @@ def _find_measured(name: str) -> Profile | None:
     from edgeawq.deploy.cache import cache_folder
     from edgeawq.profiling.history import load_history, profile_folder
 
-    try:
-        history = load_history(profile_folder(cache_folder("profiles"), name))
-    except (EdgeawqError, OSError):
-        return None  # a cache that cannot be read costs precision only; the plan says what it used
-    return history[-1] if history else None
+    found: list[Profile] = []
+    for folder in THIS_MACHINE if name in THIS_MACHINE else (name,):
+        try:
+            found += load_history(profile_folder(cache_folder("profiles"), folder))[-1:]
+        except (EdgeawqError, OSError):
+            continue  # a cache that cannot be read costs precision only; the plan says what it used
+    return max(found, key=lambda profile: profile.created, default=None)

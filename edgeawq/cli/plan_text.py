@@ -102,7 +102,7 @@ def select_rows(plan: Plan, *, show_all: bool) -> list[Choice]:
 def list_notes(plan: Plan, *, show_all: bool) -> list[tuple[str, str]]:
     """What the marks mean, where the figures come from, and what was assumed: (word, explanation)."""
     device, pick = plan.device, plan.pick
-    notes = [("→ ● ○", "begin here; nothing else is both faster and more exact; this release cannot make it")]
+    notes = [("marks", "→ the usual choice   ● nothing is both faster and more exact   ○ not with this release")]
     if not any(choice.fits for choice in plan.choices):
         most = min(choice.memory_bytes for choice in plan.choices)
         notes.append(
@@ -127,12 +127,13 @@ def list_notes(plan: Plan, *, show_all: bool) -> list[tuple[str, str]]:
     notes.append(("error", "expected rounding error of normally distributed weights, not of the answers"))
     notes.append(_explain_figure("bandwidth", device.bandwidth, device.name, lambda v: f"{v / 1e9:.3g} GB/s"))
     notes.append(_explain_figure("peak", device.peak_ops, device.name, _rate))
-    if plan.calibration is not None:
+    calibrated = [choice.is_calibrated for choice in plan.choices]
+    if plan.calibration is not None and any(calibrated):
         notes.append(("decode", f"from the cost of each operation, {plan.calibration.source}"))
-    else:
-        notes.append(
-            _explain_figure("decode", device.decode_efficiency, device.name, lambda v: f"{100 * v:.0f} % of it reached")
-        )
+    if not all(calibrated):
+        word = "larger" if any(calibrated) else "decode"
+        figure = device.decode_efficiency
+        notes.append(_explain_figure(word, figure, device.name, lambda v: f"{100 * v:.0f} % of it reached"))
     notes.append(
         _explain_figure(
             "prompt", device.prefill_efficiency, device.name, lambda v: f"{100 * v:.0f} % of the peak reached"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ def compare(
     profiles = [read_profile(file) for file in files]
     comparison = compare_profiles(profiles, [file.stem for file in files], threshold / 100)
     if html is not None:
-        write_page(profiles, html)
+        write_page(profiles, html, [file.stem for file in files])
     if as_json:
         click.echo(json.dumps(describe_comparison(comparison), indent=1))
     else:
@@ -104,14 +105,14 @@ def compare(
         context.exit(1)
 
 
-def write_page(profiles: list[Profile], path: Path) -> None:
+def write_page(profiles: list[Profile], path: Path, names: Sequence[str] = ()) -> None:
     """Write the HTML report of one or several profiles to `path`, whole or not at all."""
     import os
     import tempfile
 
     from edgeawq.profiling.report_html import make_page
 
-    page = make_page(profiles)
+    page = make_page(profiles, names=names)
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -136,6 +137,7 @@ def describe_comparison(comparison: Comparison) -> dict[str, Any]:
         "names": list(comparison.names),
         "is_same_device": comparison.is_same_device,
         "threshold": comparison.threshold,
+        "disturbed": list(comparison.disturbed),
         "differences": {title: list(texts) for title, texts in comparison.differences},
         "rows": [
             {

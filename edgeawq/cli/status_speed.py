@@ -37,7 +37,7 @@ def expect_decode(profile: Profile, profile_name: str) -> tuple[float | None, st
     from device_profiles.profile import load_profile
     from edgeawq.errors import EdgeawqError
     from edgeawq.planning.device import describe_device
-    from edgeawq.profiling.verdicts import find_phase
+    from edgeawq.profiling.verdict_parts import find_phase
 
     phase = find_phase(profile.model, "decode")
     if phase is None or not phase.bytes_per_step or not profile_name or profile_name == "host":
@@ -60,8 +60,9 @@ def describe_health(health: Health | None) -> dict[str, Any] | None:
 
 
 def print_speeds(console: Console, found: list[tuple[str, Health]]) -> None:
-    """A table of what was measured, and a line for each figure that is well below the past."""
+    """A table of what was measured, and a line for each kind of figure that is well below the past."""
     from rich.table import Table
+    from rich.text import Text
 
     from edgeawq.profiling.units import show, three_digits
 
@@ -77,13 +78,12 @@ def print_speeds(console: Console, found: list[tuple[str, Health]]) -> None:
         promise = "-" if expected is None else f"{three_digits(expected)} ({health.expected_from})"
         percent = "" if share is None else f", {100 * share:.0f} %"
         style = "red" if health.is_slow else "green" if share is not None else ""
-        table.add_row(
-            name, health.model or "-", f"[{style}]{text}{percent}[/]" if style else text, promise, health.created
-        )
+        when = health.created[:16].replace("T", " ")
+        table.add_row(name, Text(health.model or "-"), Text(text + percent, style=style), Text(promise), Text(when))
     console.print()
     console.print(table)
     for name, health in found:
-        for drop in health.drops:
+        for drop in {drop.title.split()[0]: drop for drop in reversed(health.drops)}.values():  # the first of a kind
             past = f"{drop.profiles} earlier measurement{'' if drop.profiles == 1 else 's'}"
             console.print(
                 f"{name}: {drop.title} is {show(drop.now, drop.unit)}, {100 * drop.now / drop.past:.0f} % of the"

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.planning.device import Figure, PlanDevice, with_measured
 from edgeawq.planning.predict import Speed, Work
-from edgeawq.profiling.schema import ModelProfile, OperationPoint, PhasePoint, Profile
+from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
+from edgeawq.profiling.verdict_parts import DISTURBING, count_threads, find_operation, find_phase
 
+LARGER = 1.5  # times the measured model, beyond which a rate that came from a cache says nothing
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
 
 
@@ -17,11 +19,17 @@ class Calibration:
     """Costs of a decode step. Rates in bytes per second; per_*: seconds for each of them."""
 
     weights_bytes_per_s: float
+    weights_bytes: int  # of the model that was measured
+    is_from_cache: bool  # its matrices were read faster than DRAM gives
     per_attended_s: float  # one multiply-add of scores or values
     per_feature_s: float  # norms and quantizing, for one layer's feature of the residual stream
     per_layer_s: float  # waiting at the barriers
     per_token_s: float  # sampling and Python
     source: str
+
+    def applies_to(self, weights_bytes: int) -> bool:
+        """Whether the rate says something of a model that reads so much: a cache does not grow with the model."""
+        return not self.is_from_cache or weights_bytes <= LARGER * self.weights_bytes
 
 
 def calibrate(profile: Profile) -> Calibration | None:
@@ -43,13 +51,17 @@ def calibrate(profile: Profile) -> Calibration | None:
     if linear_s <= 0 or linear_bytes <= 0:
         return None
     rows = sum(seconds.get(kind, 0.0) for kind in ("norm", "quantize", "merge", "embedding"))
+    roof = profile.roof("memory", "DRAM")
+    dram = None if roof is None else roof.bytes_per_second
     return Calibration(
         weights_bytes_per_s=linear_bytes / linear_s,
+        weights_bytes=linear_bytes,
+        is_from_cache=dram is not None and linear_bytes / linear_s > dram,
         per_attended_s=scale * seconds.get("attention", 0.0) / attended if attended else 0.0,
         per_feature_s=scale * rows / (n_layers * hidden),
         per_layer_s=scale * seconds.get("barrier", 0.0) / n_layers,
         per_token_s=scale * (seconds.get("sampling", 0.0) + seconds.get("python", 0.0)),
-        source=f"measured with {model.name} on {profile.device.name}, {profile.created}",
+        source=f"measured with {model.name} {_describe_time(profile)}",
     )
 
 
@@ -72,8 +84,8 @@ def apply_measured(device: PlanDevice, profile: Profile) -> PlanDevice:
     roof = profile.roof("memory", "DRAM")
     if device.processor != "cpu" or roof is None or not roof.bytes_per_second:
         return device
-    when = f"on {profile.device.name}, {profile.created}"
-    bandwidth = Figure(roof.bytes_per_second, f"measured with {roof.threads} threads {when}", "measured")
+    when = _describe_time(profile)
+    bandwidth = Figure(roof.bytes_per_second, f"measured with {count_threads(roof.threads)} {when}", "measured")
     peak_roof = profile.roof("compute", "int8_nibbles") or profile.roof("compute", "int8_bytes")
     peak = None
     if peak_roof is not None and peak_roof.ops_per_second:
@@ -86,10 +98,11 @@ def apply_measured(device: PlanDevice, profile: Profile) -> PlanDevice:
     return with_measured(device, bandwidth=bandwidth, decode=decode, peak=peak, prefill=prefill)
 
 
-def find_phase(model: ModelProfile, kind: str) -> PhasePoint | None:
-    """The phase of that kind with the least in its context."""
-    found = [phase for phase in model.phases if phase.phase == kind]
-    return min(found, key=lambda phase: phase.context_tokens) if found else None
+def _describe_time(profile: Profile) -> str:
+    """Where and when it was measured, and what disturbed it."""
+    disturbed = list(dict.fromkeys(note.kind for note in profile.notes if note.kind in DISTURBING))
+    suffix = f", disturbed: {', '.join(disturbed)}" if disturbed else ""
+    return f"on {profile.device.name}, {profile.created}{suffix}"
 
 
 def _efficiency(phase: PhasePoint | None, amount: str, roof: float | None, source: str) -> Figure | None:
@@ -101,12 +114,8 @@ def _efficiency(phase: PhasePoint | None, amount: str, roof: float | None, sourc
     return Figure(reached, source, "measured") if 0 < reached <= 1 else None
 
 
-def _calls(phase: PhasePoint, kind: str) -> OperationPoint | None:
-    return next((operation for operation in phase.operations if operation.kind == kind), None)
-
-
 def _count_layers(phase: PhasePoint) -> int:
-    operation = _calls(phase, "down")
+    operation = find_operation(phase, "down")
     return 0 if operation is None else round(operation.calls)
 
 

@@ -65,6 +65,7 @@ class Choice:
     rounding_error: float  # expected for normally distributed weights, all matrices
     decode: Speed
     first_token: Speed
+    is_calibrated: bool = False  # decode is expected from the measured cost of each operation
     is_pareto: bool = False
     is_pick: bool = False
 
@@ -180,8 +181,9 @@ def _make_choice(
     memory = weights + kv + buffers + RUNTIME_BYTES + int(device.system_memory.value)
     work = decode_work(config, tensors, workload.prompt_tokens, workload.kv_bits)
     decode = predict_decode(device, scheme, work)
-    if calibration is not None:
-        read = count_bytes_per_token(tensors, config.tie_word_embeddings)
+    read = count_bytes_per_token(tensors, config.tie_word_embeddings)
+    is_calibrated = calibration is not None and calibration.applies_to(read)
+    if calibration is not None and is_calibrated:
         decode = predict_calibrated(calibration, config, read, workload.prompt_tokens, decode)
     prompt = prefill_work(config, tensors, workload.prompt_tokens, workload.kv_bits)
     return Choice(
@@ -198,6 +200,7 @@ def _make_choice(
         rounding_error=_error(shape, scheme),
         decode=decode,
         first_token=predict_first_token(device, scheme, prompt),
+        is_calibrated=is_calibrated,
     )
 
 

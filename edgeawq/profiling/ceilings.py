@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgeawq.profiling.schema import Profile
-from edgeawq.profiling.verdicts import find_phase
+from edgeawq.profiling.verdict_parts import find_phase
 
 STEP_TOKENS = 64  # of a prompt that share one reading of the weights
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from edgeawq.profiling.chart_parts import GREY, LINEARS, base, log_scale, operation_color, quantity
 from edgeawq.profiling.html_page import Spec
+from edgeawq.profiling.report_plot import NEGLIGIBLE
 from edgeawq.profiling.schema import LinearFacts, OperationPoint, Profile
-from edgeawq.profiling.verdicts import find_phase
+from edgeawq.profiling.verdict_parts import find_phase
 
 MEASURED, FLOAT16, PRESENT = "measured", "float16, at the roof", "as stored, at the roof"
 STAGES = ("decode", "prefill", "both")
@@ -47,7 +48,7 @@ def list_points(profile: Profile) -> Rows:
     for name in ("decode", "prefill"):
         phase = find_phase(model, name)
         for op in () if phase is None else phase.operations:
-            if op.ops_per_byte and op.ops_per_second:
+            if op.ops_per_byte and op.ops_per_second and op.share_of_step >= NEGLIGIBLE:
                 points.append(_point(op, name, MEASURED, op.ops_per_byte, op.ops_per_second))
     phase, roof = find_phase(model, "decode"), profile.roof("memory", "DRAM")
     if model is None or phase is None or roof is None or not roof.bytes_per_second:

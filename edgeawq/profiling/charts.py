@@ -19,7 +19,7 @@ from edgeawq.profiling.chart_parts import (
 )
 from edgeawq.profiling.html_page import Spec
 from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
-from edgeawq.profiling.verdicts import count_threads
+from edgeawq.profiling.verdict_parts import count_threads
 
 _BINARY = (
     "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~r') + ' GiB' : "
@@ -108,7 +108,9 @@ def make_first_token_lines(models: Mapping[str, ModelProfile], expectations: Seq
         for e in expectations
         if e.what == "first_token" and e.ceiling_s > 0
     ]
-    x = quantity("tokens", "tokens of the prompt", scale={"type": "log", "base": 2}, axis={"format": "d"})
+    ticks = sorted({value["tokens"] for value in values})
+    scale = {"type": "log", "base": 2, "nice": False, "padding": 8}
+    x = quantity("tokens", "tokens of the prompt", scale=scale, axis={"format": "d", "values": ticks})
     found = [value["seconds"] for value in values] or [1.0]
     y = log_scale("seconds", "seconds to the first token", min(found) / 2, max(found) * 2)
     return lines(values, x, {**y, "axis": {**y["axis"], "format": "~g"}}, "of")

@@ -8,6 +8,7 @@ from typing import Literal
 
 from edgeawq.errors import UsageError
 from edgeawq.profiling.schema import Measurement, Profile
+from edgeawq.profiling.verdict_parts import DISTURBING
 
 Change = Literal["better", "worse", "same", "unknown"]
 
@@ -51,6 +52,7 @@ class Comparison:
     rows: tuple[Row, ...]
     is_same_device: bool
     threshold: float
+    disturbed: tuple[str, ...]  # names of the profiles whose machine was disturbed while measuring
 
     @property
     def regressions(self) -> tuple[Row, ...]:
@@ -77,12 +79,18 @@ def compare_profiles(
         changes = tuple(judge_change(values[0], value, metric.higher_is_better, threshold) for value in values)
         rows.append(Row(key, metric.title, metric.unit, metric.higher_is_better, values, changes))
     devices = {(p.device.model, p.device.isa, p.device.cpus) for p in profiles}
+    titles = tuple(names) or tuple(f"{p.device.name} {p.created[:16]}" for p in profiles)
     return Comparison(
-        names=tuple(names) or tuple(f"{p.device.name} {p.created[:16]}" for p in profiles),
+        names=titles,
         differences=tuple(list_differences(profiles)),
         rows=tuple(rows),
         is_same_device=len(devices) == 1,
         threshold=threshold,
+        disturbed=tuple(
+            title
+            for title, profile in zip(titles, profiles, strict=True)
+            if any(note.kind in DISTURBING for note in profile.notes)
+        ),
     )
 
 

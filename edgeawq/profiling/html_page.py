@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,13 +107,20 @@ def _script_json(value: object) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=True).replace("<", "\\u003c")
 
 
-def _load_library() -> str:
+def check_library() -> None:
+    """Raise MissingExtraError where charts cannot be made: to be asked before anything that takes long."""
     try:
-        import vl_convert
+        import vl_convert  # noqa: F401 - only whether it is there
     except ModuleNotFoundError:
         raise MissingExtraError("vl_convert", "report") from None
-    library = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-    return library.replace("</script", "<\\/script")
+
+
+def _load_library() -> str:
+    check_library()
+    import vl_convert
+
+    bundle: Callable[..., str] = vl_convert.javascript_bundle  # its stub wants arguments that it does not need
+    return bundle().replace("</script", "<\\/script")
 
 
 _PAGE = """<!doctype html>
@@ -177,6 +184,8 @@ details summary { cursor: pointer; color: var(--accent); font-size: .92rem; marg
   border-radius: 4px; padding: .1rem .3rem; }
 .chart svg { background: transparent !important; max-width: 100%; }
 .chart svg .mark-text text { fill: var(--text) !important; }
+.chart svg .role-mark.mark-text text { paint-order: stroke; stroke: var(--panel); stroke-width: 4px;
+  stroke-linejoin: round; }
 .chart svg .role-axis-grid line { stroke: var(--line) !important; }
 .chart svg .role-axis-domain line, .chart svg .role-axis-tick line { stroke: var(--muted) !important; }
 #vg-tooltip-element.vg-tooltip { background: var(--back) !important; color: var(--text) !important;

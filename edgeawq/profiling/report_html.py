@@ -19,26 +19,33 @@ from edgeawq.profiling.charts import (
 )
 from edgeawq.profiling.compare import Comparison, compare_profiles
 from edgeawq.profiling.html_page import Chart, HtmlTable, Section, escape, make_html, make_table
+from edgeawq.profiling.report_text import warn_of_disturbance
 from edgeawq.profiling.schema import Measurement, PhasePoint, Profile
 from edgeawq.profiling.units import binary_size, show, three_digits, with_prefix
+from edgeawq.profiling.verdict_parts import count_threads
 from edgeawq.profiling.verdicts import Verdict, find_verdicts
 
 MAX_PROFILES = 8
 
 
-def make_page(profiles: Sequence[Profile], predicted: Sequence[Mapping[str, Any]] = ()) -> str:
+def make_page(
+    profiles: Sequence[Profile], predicted: Sequence[Mapping[str, Any]] = (), names: Sequence[str] = ()
+) -> str:
     """The report of one profile, or of several with a comparison first.
 
     predicted: rows of name, predicted, measured (tokens per second) and kind, for the chart that sets them against
-    each other, beside what the profiles themselves give. Raises MissingExtraError without the charts' library.
+    each other, beside what the profiles themselves give. names: what the profiles are called where there are several.
+    Raises MissingExtraError without the charts' library.
     """
     if not 1 <= len(profiles) <= MAX_PROFILES:
         raise UsageError(f"a page holds 1 to {MAX_PROFILES} profiles, not {len(profiles)}")
     sections: list[Section] = []
+    prefixes = [""]
     if len(profiles) > 1:
-        sections += _compare(profiles)
-    for profile in profiles:
-        prefix = f"{profile.device.name}: " if len(profiles) > 1 else ""
+        comparison = compare_profiles(profiles, names)
+        sections += _compare(profiles, comparison)
+        prefixes = [f"{name}: " for name in comparison.names]
+    for profile, prefix in zip(profiles, prefixes, strict=True):
         sections += _describe(profile, prefix, predicted)
     first = profiles[0]
     title = "Roofline of " + ", ".join(dict.fromkeys(profile.device.name for profile in profiles))
@@ -88,8 +95,7 @@ def _describe_model(
     yield Section(f"{prefix}Speed", ['<div class="columns">', *charts, "</div>"])
 
 
-def _compare(profiles: Sequence[Profile]) -> Iterable[Section]:
-    comparison = compare_profiles(profiles)
+def _compare(profiles: Sequence[Profile], comparison: Comparison) -> Iterable[Section]:
     yield Section("Side by side", [_comparison_table(comparison)])
     names = dict(zip(comparison.names, profiles, strict=True))
     models = {name: profile.model for name, profile in names.items() if profile.model is not None}
@@ -120,7 +126,10 @@ def _facts(profile: Profile) -> str:
     if model is not None:
         facts.append(("Model", f"{model.name} ({model.bundle}), {show(model.weights_bytes, 'B')} of weights"))
         facts.append(
-            ("Run with", f"{model.threads} threads, {model.activations} activations, {model.kv_bits}-bit KV cache")
+            (
+                "Run with",
+                f"{count_threads(model.threads)}, {model.activations} activations, {model.kv_bits}-bit KV cache",
+            )
         )
     state = "" if profile.complete else "; stopped early"
     facts.append(("Measured", f"{profile.created} in {profile.seconds:.0f} s{state}"))
@@ -249,6 +258,8 @@ def _comparison_table(comparison: Comparison) -> str:
         summary = f"{count or 'No'} regression{'' if count == 1 else 's'} against {comparison.names[0]}."
     else:
         summary = f"Different devices: ratios are against {comparison.names[0]}; none is called a regression."
+    if comparison.disturbed:
+        summary = f"{summary} {warn_of_disturbance(comparison)}"
     return f"{facts}<p>{escape(summary)}</p>{table}"
 
 
@@ -258,9 +269,9 @@ def _machine_table(profile: Profile) -> HtmlTable:
         value = (
             show(roof.bytes_per_second or 0, "B/s") if roof.kind == "memory" else show(roof.ops_per_second or 0, "op/s")
         )
-        rows.append((f"roof {roof.name}", f"{value} with {roof.threads} threads"))
-    rows += [(f"clock, {c.threads} threads", show(c.hertz.median, "Hz")) for c in profile.clock]
-    rows += [(f"barrier, {b.threads} threads", with_prefix(b.seconds.median, "s")) for b in profile.barrier]
+        rows.append((f"roof {roof.name}", f"{value} with {count_threads(roof.threads)}"))
+    rows += [(f"clock, {count_threads(c.threads)}", show(c.hertz.median, "Hz")) for c in profile.clock]
+    rows += [(f"barrier, {count_threads(b.threads)}", with_prefix(b.seconds.median, "s")) for b in profile.barrier]
     rows += [(f"{p.kind} pages", f"{with_prefix(p.seconds_per_page.median, 's')} a page") for p in profile.pages]
     rows += [
         (

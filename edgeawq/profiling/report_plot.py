@@ -11,6 +11,7 @@ from device_profiles.roofline import attainable_flop_per_s
 from edgeawq.profiling.schema import PhasePoint, Profile
 
 WIDTH, HEIGHT = 66, 16
+NEGLIGIBLE = 0.002  # of a step: such an operation would only stretch the plot
 LABELS = string.ascii_uppercase
 
 
@@ -32,13 +33,13 @@ class RooflinePlot:
 
 
 def list_points(phase: PhasePoint | None) -> list[PlotPoint]:
-    """The operations of a phase that have bytes, operations and time."""
+    """The operations of a phase that have bytes and operations, and take time worth showing."""
     if phase is None:
         return []
     return [
         PlotPoint(op.kind, op.ops_per_byte, op.ops_per_second)
         for op in phase.operations
-        if op.ops_per_byte and op.ops_per_second
+        if op.ops_per_byte and op.ops_per_second and op.share_of_step >= NEGLIGIBLE
     ]
 
 

@@ -14,12 +14,15 @@ from edgeawq.profiling.compare import Comparison, Row
 from edgeawq.profiling.report_plot import draw_profile
 from edgeawq.profiling.schema import BandwidthPoint, Measurement, ModelProfile, PhasePoint, Profile
 from edgeawq.profiling.units import binary_size, show, three_digits, with_prefix
-from edgeawq.profiling.verdicts import Verdict, find_phase, find_verdicts
+from edgeawq.profiling.verdict_parts import count_threads, find_phase
+from edgeawq.profiling.verdicts import Verdict, find_verdicts
 
 STYLES = {"warning": "bold red", "hint": "yellow", "good": "green"}
 MARKS = {"warning": "!", "hint": "→", "good": "✓"}
 CHANGE_STYLES = {"worse": "bold red", "better": "green", "same": "", "unknown": "dim"}
-BAR_WIDTH = 14
+BOUNDS = {"memory": "memory", "compute": "cores"}
+BAR_WIDTH = 12
+MAX_SIZES = 16  # rows of the staircase; beyond that only powers of two
 NOISY = 0.1  # spread from which on a figure is marked
 
 
@@ -56,8 +59,8 @@ def make_header(profile: Profile) -> RenderableType:
         lines.add_row(
             "model",
             Text(
-                f"{model.name} ({model.bundle}), {show(model.weights_bytes, 'B')} of weights, {model.threads} threads,"
-                f" {model.activations} activations, {model.kv_bits}-bit KV cache"
+                f"{model.name} ({model.bundle}), {show(model.weights_bytes, 'B')} of weights,"
+                f" {count_threads(model.threads)}, {model.activations} activations, {model.kv_bits}-bit KV cache"
             ),
         )
     state = "" if profile.complete else "; stopped early"
@@ -94,17 +97,17 @@ def make_operations(phase: PhasePoint) -> Table:
     table.add_column("share", justify="left", no_wrap=True)
     for head in ("MB", "GB/s", "Gop/s", "op/B"):
         table.add_column(head, justify="right", no_wrap=True)
-    table.add_column("of its roof", no_wrap=True)
+    table.add_column("of its roof", no_wrap=True)  # and what that roof is of
     for op in sorted(phase.operations, key=lambda op: -op.seconds.median):
         table.add_row(
             op.kind,
             with_prefix(op.seconds.median, "s"),
             Text(f"{_bar(op.share_of_step, 8)}{100 * op.share_of_step:5.1f} %"),
-            three_digits(op.bytes / 1e6) if op.bytes else "",
-            "" if op.bytes_per_second is None else three_digits(op.bytes_per_second / 1e9),
-            "" if op.ops_per_second is None else three_digits(op.ops_per_second / 1e9),
-            "" if op.ops_per_byte is None else three_digits(op.ops_per_byte),
-            "" if op.share_of_roof is None else f"{100 * op.share_of_roof:3.0f} % {op.bound_by or ''}",
+            _short(op.bytes / 1e6) if op.bytes else "",
+            "" if op.bytes_per_second is None else _short(op.bytes_per_second / 1e9),
+            "" if op.ops_per_second is None else _short(op.ops_per_second / 1e9),
+            "" if op.ops_per_byte is None else _short(op.ops_per_byte),
+            "" if op.share_of_roof is None else f"{100 * op.share_of_roof:3.0f} % {BOUNDS.get(op.bound_by or '', '')}",
         )
     return table
 
@@ -152,13 +155,14 @@ def make_memory(profile: Profile) -> RenderableType:
     if not reads:
         return Text("memory bandwidth: not measured", style="dim")
     shown = choose_threads(reads)
-    top = max(point.bytes_per_second.median for point in reads if point.threads in shown)
+    top = max(point.bytes_per_second.median for point in reads if point.threads in shown) or 1.0
     table = _table("Read bandwidth by size of the working set, GB/s")
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("level", no_wrap=True)
     for threads in shown:
-        table.add_column(f"{threads} thread{'' if threads == 1 else 's'}", no_wrap=True)
-    for size in sorted({point.bytes for point in reads}):
+        table.add_column(count_threads(threads), no_wrap=True)
+    sizes = sorted({point.bytes for point in reads})
+    for size in sizes if len(sizes) <= MAX_SIZES else [size for size in sizes if size & (size - 1) == 0]:
         points = [next((p for p in reads if (p.bytes, p.threads) == (size, n)), None) for n in shown]
         level = next((point.level for point in points if point is not None), "")
         rates = [None if point is None else point.bytes_per_second.median for point in points]
@@ -168,11 +172,11 @@ def make_memory(profile: Profile) -> RenderableType:
 
 
 def choose_threads(reads: Sequence[BandwidthPoint]) -> list[int]:
-    """One thread (or the fewest measured) and the number that reads the most from DRAM."""
-    fewest = min(point.threads for point in reads)
+    """The fewest threads measured, the most, and the number that reads the most from DRAM."""
+    counts = [point.threads for point in reads]
     from_dram = [point for point in reads if point.level == "DRAM"] or list(reads)
     best = max(from_dram, key=lambda point: point.bytes_per_second.median).threads
-    return sorted({fewest, best})
+    return sorted({min(counts), best, max(counts)})
 
 
 def make_machine(profile: Profile) -> Table:
@@ -184,11 +188,11 @@ def make_machine(profile: Profile) -> Table:
         value = (
             show(roof.bytes_per_second or 0, "B/s") if roof.kind == "memory" else show(roof.ops_per_second or 0, "op/s")
         )
-        table.add_row(f"roof {roof.name}", f"{value} with {roof.threads} threads")
+        table.add_row(f"roof {roof.name}", f"{value} with {count_threads(roof.threads)}")
     for clock in profile.clock[-1:]:
-        table.add_row("clock", f"{show(clock.hertz.median, 'Hz')} under load of {clock.threads} threads")
+        table.add_row("clock", f"{show(clock.hertz.median, 'Hz')} under load of {count_threads(clock.threads)}")
     for barrier in profile.barrier:
-        table.add_row("barrier", f"{with_prefix(barrier.seconds.median, 's')} for {barrier.threads} threads")
+        table.add_row("barrier", f"{with_prefix(barrier.seconds.median, 's')} for {count_threads(barrier.threads)}")
     for page in profile.pages:
         table.add_row(
             f"{page.kind} pages",
@@ -219,7 +223,15 @@ def make_comparison(comparison: Comparison) -> RenderableType:
         table.add_column(name, justify="right", overflow="fold")
     for row in comparison.rows:
         table.add_row(row.title, *(_compared(row, i, comparison) for i in range(len(row.values))))
-    return Group(facts, Text(), table, Text(), _summary(comparison))
+    parts: list[RenderableType] = [facts, Text(), table, Text(), _summary(comparison)]
+    if comparison.disturbed:
+        parts.append(Text(warn_of_disturbance(comparison), style="yellow"))
+    return Group(*parts)
+
+
+def warn_of_disturbance(comparison: Comparison) -> str:
+    """That differences may be of the moment and not of the device."""
+    return f"Measured on a disturbed machine: {', '.join(comparison.disturbed)}. Measure again before you trust this."
 
 
 def _compared(row: Row, index: int, comparison: Comparison) -> Text:
@@ -278,6 +290,11 @@ def _measured(value: Measurement) -> str:
     return (
         text if value.spread < NOISY else f"{text} ± {three_digits((value.upper_quartile - value.lower_quartile) / 2)}"
     )
+
+
+def _short(value: float) -> str:
+    """Three digits, five characters."""
+    return three_digits(value) if value >= 0.01 or value == 0 else "<0.01"
 
 
 def _table(title: str) -> Table:

@@ -10,6 +10,8 @@ import pytest
 from edgeawq.cli.main import main
 from edgeawq.cli.plan import parse_size
 from edgeawq.errors import UsageError
+from edgeawq.profiling.history import store_profile
+from tests.profiling.example import make_profile
 from tests.tiny_models import make_tiny_awq_checkpoint
 
 
@@ -83,6 +85,18 @@ def test_host_has_no_figures_until_it_is_measured(run: Any) -> None:
     assert code == 0
     assert "edgeawq profile host" in out
     assert "edgeawq pack smollm2-135m-w4g64 --device host" in out
+
+
+def test_this_machine_is_planned_with_what_was_measured_on_it(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "profiles"
+    store_profile(folder / "localhost", make_profile(name="localhost", created="2026-01-01T00:00:00Z"))
+    store_profile(folder / "host", make_profile(name="host", created="2026-01-02T00:00:00Z"))
+    for name in ("host", "localhost"):
+        code, out, _ = run("plan", "smollm2-135m", "-d", name, "--json")
+        (plan,) = json.loads(out)
+        assert code == 0 and plan["figures"]["bandwidth"]["kind"] == "measured"
+        assert "2026-01-02" in plan["figures"]["bandwidth"]["source"]
+        assert plan["calibration"]["source"].startswith("measured with smollm2-135m-instruct on host")
 
 
 @pytest.mark.parametrize(

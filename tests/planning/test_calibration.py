@@ -9,6 +9,7 @@ from edgeawq.planning.calibration import apply_measured, calibrate
 from edgeawq.planning.device import describe_device
 from edgeawq.planning.plan import Workload, make_plan
 from edgeawq.planning.shape import ModelShape, read_shape
+from edgeawq.profiling.schema import Note
 from tests.profiling.example import make_profile, with_model
 
 
@@ -43,6 +44,35 @@ def test_measured_roofs_take_the_place_of_the_profiles() -> None:
     assert measured.decode_efficiency is not None and measured.decode_efficiency.kind == "measured"
     assert measured.decode_efficiency.value == pytest.approx(0.776, abs=0.01)
     assert measured.prefill_efficiency is not None and 0.4 < measured.prefill_efficiency.value < 0.7
+
+
+def test_a_rate_from_the_cache_says_nothing_of_a_larger_model() -> None:
+    profile = make_profile()
+    roofs = tuple(replace(r, bytes_per_second=8e9) if r.name == "DRAM" else r for r in profile.roofs)
+    cached = replace(profile, roofs=roofs)
+    calibration = calibrate(cached)
+    assert calibration is not None and calibration.is_from_cache
+    device = apply_measured(describe_device(load_profile("pi5")), cached)
+    small, large = (
+        make_plan(read_shape(name), device, Workload(prompt_tokens=64), calibration).choices
+        for name in ("smollm2-135m", "tinyllama-1.1b")
+    )
+    assert any(choice.is_calibrated for choice in small)
+    assert device.decode_efficiency is not None
+    for choice in large:
+        assert not choice.is_calibrated
+        assert choice.decode.expected_s is not None and choice.decode.ceiling_s is not None
+        assert choice.decode.expected_s == pytest.approx(choice.decode.ceiling_s / device.decode_efficiency.value)
+    ordinary = calibrate(profile)
+    assert ordinary is not None and not ordinary.is_from_cache and ordinary.applies_to(10**12)
+
+
+def test_a_disturbed_measurement_is_named_as_such() -> None:
+    profile = replace(make_profile(), notes=(Note("busy", "decode", 1.0, "another program"),))
+    calibration = calibrate(profile)
+    assert calibration is not None and calibration.source.endswith("disturbed: busy")
+    bandwidth = apply_measured(describe_device(load_profile("pi5")), profile).bandwidth
+    assert bandwidth is not None and "disturbed: busy" in bandwidth.source
 
 
 def test_a_model_in_the_caches_says_nothing_of_memory() -> None:

@@ -145,7 +145,7 @@ def test_several_profiles_stand_side_by_side(pair: Path, tmp_path: Path) -> None
     seen = visit(pair, tmp_path / "browser", width=390, script=CONTRAST)
     assert seen.console == ()
     assert "5 regressions against" in seen.texts
-    assert "bare: Memory and machine" in seen.texts
+    assert "bare 2026-01-31T12:00: Memory and machine" in seen.texts
     assert probe(seen)["wide"] <= 0
 
 

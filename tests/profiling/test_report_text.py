@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from edgeawq.profiling.compare import compare_profiles
@@ -59,6 +60,11 @@ def test_a_comparison_marks_what_became_worse() -> None:
     (line,) = [line for line in text.splitlines() if "decode at 64 tokens" in line]
     assert line.rstrip().endswith("▼")
     assert "No regression" in render(make_comparison(compare_profiles(profiles_[::-1])))
+    assert "disturbed machine" not in text
+    busy = replace(profiles_[1], notes=(Note("busy", "decode", 1.0, "another program"),))
+    assert "Measured on a disturbed machine: after." in render(
+        make_comparison(compare_profiles([profiles_[0], busy], ["before", "after"]))
+    )
 
 
 def test_the_plot_has_every_operation_under_its_roof() -> None:
@@ -97,7 +103,7 @@ def test_any_roofline_can_be_drawn(
 @given(profiles())
 def test_any_document_can_be_reported(profile: Profile) -> None:
     text = render(make_report(profile))
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(cell_len, text.splitlines())) <= 80
 
 
 def test_figures() -> None:

@@ -104,6 +104,7 @@ def with_memory(memory_bytes: int) -> Profile:
 
 
 CASES: list[tuple[str, Callable[[], Profile], Callable[[], Profile]]] = [
+    ("disturbed", lambda: noted("busy"), lambda: noted("unsteady")),
     ("throttled", lambda: noted("throttled"), make_profile),
     ("low_voltage", lambda: noted("low_voltage"), make_profile),
     ("busy", lambda: noted("busy"), lambda: noted("stolen")),
@@ -113,7 +114,7 @@ CASES: list[tuple[str, Callable[[], Profile], Callable[[], Profile]]] = [
     ("unsteady", lambda: noted("unsteady"), make_profile),
     ("decode-memory-bound", make_profile, lambda: make_profile(decode_scale=2.5)),
     ("decode-below-roof", lambda: make_profile(decode_scale=2.5), make_profile),
-    ("decode-in-cache", lambda: with_dram(6e9), make_profile),
+    ("matrices-in-cache", lambda: with_dram(6e9), make_profile),
     ("decode-compute-bound", lambda: with_decode_bound("compute"), make_profile),
     ("prefill-compute-bound", make_profile, lambda: with_decode_bound("memory")),
     ("narrow-head", lambda: with_head(8), lambda: with_head(4)),
@@ -151,7 +152,7 @@ def test_a_verdict_holds_here_and_not_there(
 
 
 def test_the_verdicts_say_their_figures() -> None:
-    assert "from second 40, in decode" in find(noted("throttled"), "throttled").text
+    assert "from second 40, in decode: what was measured then is too low" in find(noted("throttled"), "throttled").text
     assert "2 threads beat 4: 9.1 against 7.3" in find(with_threads((2, 9.1), (4, 7.3)), "fewer-threads-faster").text
     assert "78 % of the roof" in find(make_profile(), "decode-memory-bound").text
     head = find(make_profile(), "narrow-head").text
