@@ -47,7 +47,28 @@ SYNC = 32  # address: int32 words, see SYNC_*
 ATTENTION_SCALE_BITS = 33  # float32 bits of 1 / sqrt(head_dim)
 SPIN_LIMIT = 34  # pauses before a waiting thread sleeps
 KV_BITS = 35  # 8: int8 with scales, 16: float16; the float decoder has float32 whatever this says
+TRACE = 36  # address: int64 [N_THREADS, TRACE_WORDS], 0 for none; older objects take no notice of it
 CONTEXT_WORDS = 40
+
+# Words of one thread's trace: where the time of its steps goes. The caller clears it; steps add up.
+TRACE_FIRST = 0  # counter at the start of the last step
+TRACE_LAST = 1  # counter at its end
+TRACE_TICKS = 8  # [TRACE_KINDS]: counter ticks by kind of operation
+TRACE_CALLS = 24  # [TRACE_KINDS]
+TRACE_WORDS = 40
+# Kinds of operations; what a thread does between two marks is of the second one's kind.
+TRACED_EMBEDDING = 0
+TRACED_NORM = 1  # and the quantized row
+TRACED_QKV = 2
+TRACED_ATTENTION = 3  # with the new keys and values
+TRACED_MERGE = 4  # and the quantized row
+TRACED_O = 5
+TRACED_GATE_UP = 6
+TRACED_QUANTIZE = 7
+TRACED_DOWN = 8
+TRACED_HEAD = 9
+TRACED_BARRIER = 10
+TRACE_KINDS = 11
 
 # Logits of a step: none, after its last token, after every token.
 LOGITS_NONE = 0

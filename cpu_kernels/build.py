@@ -14,7 +14,8 @@ from pathlib import Path
 from device_profiles.target import Target
 from edgeawq.errors import KernelError, MissingExtraError
 
-KINDS = ("decoder", "kernels")
+KINDS = ("decoder", "kernels", "probe")
+PROBE_FOLDER = "probe"  # its files are in no other kind of object
 WEIGHT_BITS = (2, 3, 4, 8)
 USUAL_BITS = (4, 8)  # body and head of nearly every model
 
@@ -34,6 +35,8 @@ def _source_key(target: Target, isa: str, kind: str, bits: tuple[int, ...]) -> s
             raise MissingExtraError(package, "host") from None
     folder = Path(__file__).parent
     for source in sorted(folder.rglob("*.py")):
+        if kind != "probe" and source.relative_to(folder).parts[0] == PROBE_FOLDER:
+            continue
         digest.update(source.relative_to(folder).as_posix().encode())
         digest.update(source.read_bytes())
     return digest.hexdigest()
@@ -94,6 +97,11 @@ def _compile(target: Target, isa: str, kind: str, bits: tuple[int, ...], path: P
 def build_object(target: Target, isa: str, bits: Sequence[int] = USUAL_BITS) -> bytes:
     """The decoder's object for a target: what a bundle carries."""
     return build(target, isa, bits=bits)[0]
+
+
+def build_probe(target: Target, isa: str) -> bytes:
+    """The object that measures a CPU and its memory (`cpu_kernels.probe`)."""
+    return build(target, isa, "probe")[0]
 
 
 def build_assembly(target: Target, isa: str, kind: str = "kernels") -> str:

@@ -15,6 +15,7 @@ from numba import njit, types
 
 from cpu_kernels import abi
 from cpu_kernels.attention import make_attention_kernels
+from cpu_kernels.counter import make_counter
 from cpu_kernels.elementwise import RowKernels, make_row_kernels
 from cpu_kernels.isa_ops import OPTIONS, IsaOps, RecordKernels
 from cpu_kernels.record_kernels import make_record_kernels
@@ -208,6 +209,7 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
     merge = next(iter(caches.values())).merge
     rms_norm, quantize_row, copy_row = rows.rms_norm, rows.quantize_row, rows.copy_row
     barrier = common.threads.barrier
+    read_counter = make_counter(ops.isa.machine)
     layers = {bits: make_linear_layer(ops, bits, activations) for bits in weight_bits}
     linear = choose_by_bits({bits: layer[0] for bits, layer in layers.items()})
     gated_linear = choose_by_bits({bits: layer[1] for bits, layer in layers.items()})
@@ -217,6 +219,33 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
     @njit(**OPTIONS)
     def field(context, word):
         return load(types.int64, context + 8 * word)
+
+    @njit(**OPTIONS)
+    def start_trace(context, thread):
+        """The thread's trace, 0 for none."""
+        trace = field(context, abi.TRACE)
+        if trace != 0:
+            trace += 8 * abi.TRACE_WORDS * thread
+            now = read_counter()
+            store(trace + 8 * abi.TRACE_FIRST, now)
+            store(trace + 8 * abi.TRACE_LAST, now)
+        return trace
+
+    @njit(**OPTIONS)
+    def mark(trace, kind):
+        """What this thread did since its last mark was of this kind."""
+        if trace != 0:
+            now = read_counter()
+            ticks, calls = trace + 8 * (abi.TRACE_TICKS + kind), trace + 8 * (abi.TRACE_CALLS + kind)
+            passed = now - load(types.int64, trace + 8 * abi.TRACE_LAST)
+            store(ticks, load(types.int64, ticks) + passed)
+            store(calls, load(types.int64, calls) + types.int64(1))
+            store(trace + 8 * abi.TRACE_LAST, now)
+
+    @njit(error_model="numpy")
+    def meet(context, trace):
+        barrier(context)
+        mark(trace, types.int64(abi.TRACED_BARRIER))
 
     @njit(**OPTIONS)
     def share(count, thread, threads):
@@ -282,7 +311,7 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
             activate(scratch, width, group_size, target + token * field(context, abi.ROW_BYTES))
 
     @njit(error_model="numpy")
-    def run_attention(context, layer, thread, threads, tokens):
+    def run_attention(context, trace, layer, thread, threads, tokens):
         scratch = field(context, abi.SCRATCH) + thread * field(context, abi.SCRATCH_BYTES)
         position = field(context, abi.POSITION)
         kv_heads = field(context, abi.N_KV_HEADS)
@@ -301,7 +330,8 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
         first, last = share(tokens, thread, threads)
         for token in range(first, last):
             write_keys_values(kv_bits, (context, layer, token, start, kv_heads))
-        barrier(context)
+        mark(trace, types.int64(abi.TRACED_ATTENTION))
+        meet(context, trace)
         parts = (tokens + abi.QUERY_BLOCK - 1) // abi.QUERY_BLOCK
         for unit in range(thread, kv_heads * parts, threads):
             first = unit // kv_heads * abi.QUERY_BLOCK
@@ -310,7 +340,7 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
             attend(kv_bits, (context, layer, unit % kv_heads, first, last, start, chunks, start, start + 1, scratch))
 
     @njit(error_model="numpy")
-    def run_layer(context, layer, thread, threads, tokens):
+    def run_layer(context, trace, layer, thread, threads, tokens):
         hidden = field(context, abi.HIDDEN_SIZE)
         intermediate = field(context, abi.INTERMEDIATE_SIZE)
         row_bytes = field(context, abi.ROW_BYTES)
@@ -329,35 +359,45 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
 
         descriptor = layer + 8 * abi.LAYER_QKV
         normed_rows(context, thread, load(types.int64, layer + 8 * abi.INPUT_NORM), descriptor, first, last, x)
+        mark(trace, types.int64(abi.TRACED_NORM))
         if shared:
-            barrier(context)
+            meet(context, trace)
         run_linear(descriptor, types.int64(_STORE), x, row_bytes, qkv, qkv_stride, tokens, thread, threads)
-        barrier(context)
-        run_attention(context, layer, thread, threads, tokens)
-        barrier(context)
+        mark(trace, types.int64(abi.TRACED_QKV))
+        meet(context, trace)
+        run_attention(context, trace, layer, thread, threads, tokens)
+        mark(trace, types.int64(abi.TRACED_ATTENTION))
+        meet(context, trace)
         descriptor = layer + 8 * abi.LAYER_O
         merged_rows(context, thread, descriptor, first, last, slots, x)
+        mark(trace, types.int64(abi.TRACED_MERGE))
         if shared:
-            barrier(context)
+            meet(context, trace)
         run_linear(descriptor, types.int64(_ADD), x, row_bytes, residual, 4 * hidden, tokens, thread, threads)
-        barrier(context)
+        mark(trace, types.int64(abi.TRACED_O))
+        meet(context, trace)
         descriptor = layer + 8 * abi.LAYER_GATE_UP
         normed_rows(context, thread, load(types.int64, layer + 8 * abi.POST_NORM), descriptor, first, last, x)
+        mark(trace, types.int64(abi.TRACED_NORM))
         if shared:
-            barrier(context)
+            meet(context, trace)
         run_gated(descriptor, x, row_bytes, gated, gated_stride, tokens, thread, threads)
-        barrier(context)
+        mark(trace, types.int64(abi.TRACED_GATE_UP))
+        meet(context, trace)
         descriptor = layer + 8 * abi.LAYER_DOWN
         float_rows(context, gated, gated_stride, intermediate, descriptor, first, last, x)
+        mark(trace, types.int64(abi.TRACED_QUANTIZE))
         if shared:
-            barrier(context)
+            meet(context, trace)
         run_linear(descriptor, types.int64(_ADD), x, row_bytes, residual, 4 * hidden, tokens, thread, threads)
-        barrier(context)
+        mark(trace, types.int64(abi.TRACED_DOWN))
+        meet(context, trace)
 
     @njit(error_model="numpy")
     def forward(context, thread):
         threads = field(context, abi.N_THREADS)
         tokens = field(context, abi.N_TOKENS)
+        trace = start_trace(context, thread)
         # Read here: after the step's last barrier thread 0 may already have written the next step's fields.
         mode = field(context, abi.LOGITS_MODE)
         hidden = field(context, abi.HIDDEN_SIZE)
@@ -367,10 +407,11 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
             token_id = types.int64(load(types.int32, field(context, abi.TOKENS) + 4 * token))
             residual = field(context, abi.RESIDUAL) + 4 * token * hidden
             embedding_row(field(context, abi.EMBED), token_id, scratch, residual)
-        barrier(context)
+        mark(trace, types.int64(abi.TRACED_EMBEDDING))
+        meet(context, trace)
         for index in range(field(context, abi.N_LAYERS)):
             layer = field(context, abi.LAYERS) + 8 * abi.LAYER_WORDS * index
-            run_layer(context, layer, thread, threads, tokens)
+            run_layer(context, trace, layer, thread, threads, tokens)
         if mode != abi.LOGITS_NONE:
             first = types.int64(0) if mode == abi.LOGITS_ALL else tokens - 1
             row_bytes = field(context, abi.ROW_BYTES)
@@ -379,7 +420,8 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
             normed_rows(
                 context, thread, field(context, abi.FINAL_NORM), field(context, abi.HEAD), first + begin, first + end, x
             )
-            barrier(context)
+            mark(trace, types.int64(abi.TRACED_NORM))
+            meet(context, trace)
             run_linear(
                 field(context, abi.HEAD),
                 types.int64(_STORE),
@@ -391,6 +433,7 @@ def make_forward(ops: IsaOps, common: CommonKernels, activations: str, weight_bi
                 thread,
                 threads,
             )
-            barrier(context)
+            mark(trace, types.int64(abi.TRACED_HEAD))
+            meet(context, trace)
 
     return forward

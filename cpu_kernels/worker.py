@@ -1,4 +1,4 @@
-"""`python -m cpu_kernels.worker TARGET ISA decoder|kernels BITS OBJECT ASSEMBLY`: one compilation, one process."""
+"""`python -m cpu_kernels.worker TARGET ISA KIND BITS OBJECT ASSEMBLY`: one compilation, one process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def main(arguments: list[str]) -> int:
     from cpu_kernels.crosscompile import compile_object
     from cpu_kernels.exports import decoder_exports, kernel_exports
     from cpu_kernels.isa.catalog import find_isa
+    from cpu_kernels.probe.exports import probe_exports
     from device_profiles.target import parse_target
     from edgeawq.errors import EdgeawqError
 
@@ -18,9 +19,11 @@ def main(arguments: list[str]) -> int:
     try:
         target = parse_target(target_text)
         isa = find_isa(isa_name, target.machine)
-        exports = {"decoder": decoder_exports, "kernels": kernel_exports}[kind](
-            isa, [int(bits) for bits in bits_text.split(",")]
-        )
+        if kind == "probe":
+            exports = probe_exports(isa, target)
+        else:
+            make_exports = {"decoder": decoder_exports, "kernels": kernel_exports}[kind]
+            exports = make_exports(isa, [int(bits) for bits in bits_text.split(",")])
         compiled = compile_object(target, exports)
     except EdgeawqError as error:
         print(f"{error.what}\n{error.remedy}", file=sys.stderr)

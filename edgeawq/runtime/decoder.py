@@ -60,6 +60,7 @@ class Decoder:
         self._cosines, self._sines = make_rotary_tables(bundle, context_length)
         self._context = make_context(bundle, self._buffers, self._cosines, self._sines, n_threads, self.kv_bits)
         self._context_address = int(self._context.ctypes.data)
+        self._traces: list[npt.NDArray[np.int64] | None] = []
         serve = self._native.function(f"edgeawq_serve_{activations}", 2)
         stop = self._native.function("edgeawq_stop", 1)
         keep = (self._native, self._context, self._buffers, bundle, self._cosines, self._sines)
@@ -158,6 +159,19 @@ class Decoder:
         self._run(ids, abi.LOGITS_ALL)
         logits: FloatArray = self._buffers.logits[: len(ids), : self.config.vocab_size]
         return logits
+
+    def trace_into(self, trace: npt.NDArray[np.int64] | None) -> None:
+        """Let each thread add up in `trace` where the time of its steps goes; None ends that.
+
+        trace: int64 [n_threads, abi.TRACE_WORDS], contiguous; this keeps it alive. Kernels that were built before
+        there was a trace leave it as it is.
+        """
+        if trace is not None and (trace.shape != (self.n_threads, abi.TRACE_WORDS) or not trace.flags.c_contiguous):
+            raise GenerationError(
+                f"a trace for {self.n_threads} threads has another shape", remedy="see cpu_kernels.abi"
+            )
+        self._context[abi.TRACE] = 0 if trace is None else trace.ctypes.data
+        self._traces.append(trace)  # a thread may still be writing its last mark
 
     def rewind(self, position: int) -> None:
         """Forget every token from `position` on."""
