@@ -21,10 +21,22 @@ _KEPT_INFO = ("METADATA", "LICEN", "COPYING", "NOTICE", "AUTHORS")
 
 # package → the parts of it that a device runs; everything else is the host's
 OWN_PACKAGES: dict[str, tuple[str, ...]] = {
-    "edgeawq": ("__init__.py", "__main__.py", "errors.py", "py.typed", "runtime", "tui", "cli"),
+    "edgeawq": (
+        "__init__.py",
+        "__main__.py",
+        "errors.py",
+        "py.typed",
+        "runtime",
+        "tui",
+        "cli",
+        "profiling/__init__.py",
+        "profiling/json_values.py",
+        "profiling/schema.py",
+        "profiling/measure",
+    ),
     "packager": ("__init__.py", "manifest.py", "records.py"),
     "device_profiles": ("__init__.py", "target.py", "profile.py", "detect.py", "roofline.py", "data"),
-    "cpu_kernels": ("__init__.py", "abi.py", "cpu_flags.py"),
+    "cpu_kernels": ("__init__.py", "abi.py", "cpu_flags.py", "estimates.py", "probe/__init__.py", "probe/words.py"),
 }
 
 
