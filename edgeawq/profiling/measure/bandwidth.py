@@ -78,11 +78,16 @@ def measure_bandwidth(
     probe: Probe, arena: Arena, caches: Sequence[CacheFacts], kinds: Sequence[MemoryKind] = ("read", "copy", "triad")
 ) -> Iterator[BandwidthPoint]:
     """One point for each kind and size, with the probe's threads."""
-    share = _share(arena.size + (1 << 20), 1, probe.n_threads)
-    probe.run(words.FILL, a=arena.address, size=share, stride=share)  # first touch
+    touch_all(probe, arena)
     for kind in kinds:
         for size in list_sizes(probe.n_threads, arena.size, fine=kind == "read"):
             yield measure_point(probe, arena, caches, kind, size)
+
+
+def touch_all(probe: Probe, arena: Arena) -> None:
+    """Write to all of the arena: memory that was never written is one and the same page of zeros."""
+    share = _share(arena.size + (1 << 20), 1, probe.n_threads)
+    probe.run(words.FILL, a=arena.address, size=share, stride=share)
 
 
 def measure_point(
