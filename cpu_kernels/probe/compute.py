@@ -50,18 +50,20 @@ def _make_float_loop(kind: Vector, wide: Vector) -> Any:
 
     @njit(error_model="numpy")
     def multiply_add(rounds):
-        # x ← x / 2 + 1 goes to 2. LLVM computes equal chains only once, and one that starts with 2 not at all.
-        half = convert(kind, splat(f32, types.float32(0.5)))
+        # Sums of a small product that LLVM does not know, from different starts: it computes equal chains only once.
+        # The sum is the operand that Arm's instruction overwrites.
         one = convert(kind, splat(f32, types.float32(1.0)))
+        x = convert(kind, splat(f32, types.float32(rounds) * types.float32(1e-12)))
+        y = add(one, x)
         a = convert(kind, splat(f32, types.float32(0.25)))
         b, c, d = add(a, one), add(a, add(one, one)), add(a, add(add(one, one), one))
         four = add(add(one, one), add(one, one))
         e, f, g, h = add(a, four), add(b, four), add(c, four), add(d, four)
         i, j, k, m = add(e, four), add(f, four), add(g, four), add(h, four)
         for _ in range(rounds):
-            a, b, c, d = fma(a, half, one), fma(b, half, one), fma(c, half, one), fma(d, half, one)
-            e, f, g, h = fma(e, half, one), fma(f, half, one), fma(g, half, one), fma(h, half, one)
-            i, j, k, m = fma(i, half, one), fma(j, half, one), fma(k, half, one), fma(m, half, one)
+            a, b, c, d = fma(x, y, a), fma(x, y, b), fma(x, y, c), fma(x, y, d)
+            e, f, g, h = fma(x, y, e), fma(x, y, f), fma(x, y, g), fma(x, y, h)
+            i, j, k, m = fma(x, y, i), fma(x, y, j), fma(x, y, k), fma(x, y, m)
         total = add(add(add(a, b), add(c, d)), add(add(add(e, f), add(g, h)), add(add(i, j), add(k, m))))
         return types.int64(work), types.int64(reduce_add(convert(wide, total)))
 
