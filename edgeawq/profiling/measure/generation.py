@@ -28,7 +28,8 @@ class TokenTime:
     seconds: float
     forward_seconds: float
     sampling_seconds: float
-    counter_seconds: float  # time.perf_counter() after the native step
+    counter: int  # the kernels' counter after the native step, 0 without a trace
+    counter_seconds: float  # time.perf_counter() at that moment
     marks: Marks | None
 
 
@@ -66,6 +67,12 @@ class _Clocked:
         if self.tracer is not None:
             self.marks.append(self.tracer.read())
         return logits
+
+    def describe(self, seconds: float, sampling_seconds: float) -> TokenTime:
+        """The token that came of the last step."""
+        marks = self.marks[-1].since(self.marks[-2]) if self.tracer is not None else None
+        counter = self.marks[-1].counter if self.tracer is not None else 0
+        return TokenTime(seconds, self.forward_seconds, sampling_seconds, counter, self.ended, marks)
 
     def forward_draft(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         return self.decoder.forward_draft(tokens)
@@ -144,8 +151,7 @@ def time_tokens(engine: Engine, count: int, *, tracer: Tracer | None = None) -> 
             now = time.perf_counter()
             # The forward step between two pieces is the one that the later token was sampled from.
             if index > WARM_UP_TOKENS and piece.token_ids:
-                marks = clocked.marks[-1].since(clocked.marks[-2]) if tracer is not None else None
-                times.append(TokenTime(now - before, clocked.forward_seconds, sampling_seconds, clocked.ended, marks))
+                times.append(clocked.describe(now - before, sampling_seconds))
             before = now
     finally:
         if tracer is not None:

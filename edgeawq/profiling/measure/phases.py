@@ -64,7 +64,7 @@ def measure_decode(engine: Engine, position: int, budget_s: float, around: Surro
         plain += time_tokens(engine, BLOCK_TOKENS)
         if block + 1 >= LEAST_BLOCKS and time.perf_counter() - start > budget_s:
             break
-    ticks_per_s = find_tick_rate([(t.marks.counter, t.counter_seconds) for t in traced if t.marks is not None])
+    ticks_per_s = find_tick_rate([(token.counter, token.counter_seconds) for token in traced])
     steps = [_split_token(token, ticks_per_s) for token in traced]
     middle = position + BLOCK_TOKENS // 2
     costs = estimate_step(decoder.bundle.manifest, StepShape(1, middle), kv_bits=decoder.kv_bits)

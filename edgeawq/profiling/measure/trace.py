@@ -29,15 +29,32 @@ TRACED: tuple[OperationKind, ...] = (
 
 @dataclass(frozen=True)
 class Marks:
-    """Counter ticks and calls of each kind, mean of the threads, and the counter after the last mark."""
+    """The trace's words, int64 [threads, abi.TRACE_WORDS], as they were at one moment or between two."""
 
-    ticks: npt.NDArray[np.float64]  # [abi.TRACE_KINDS]
-    calls: npt.NDArray[np.float64]  # [abi.TRACE_KINDS]
-    counter: int  # of thread 0
+    words: npt.NDArray[np.int64]
+
+    @property
+    def ticks(self) -> npt.NDArray[np.float64]:
+        """Counter ticks of each kind, mean of the threads: [abi.TRACE_KINDS]."""
+        return self._mean(abi.TRACE_TICKS)
+
+    @property
+    def calls(self) -> npt.NDArray[np.float64]:
+        """Marks of each kind, mean of the threads: [abi.TRACE_KINDS]."""
+        return self._mean(abi.TRACE_CALLS)
+
+    @property
+    def counter(self) -> int:
+        """The counter after thread 0's last mark; of a difference, the counter's progress."""
+        return int(self.words[0, abi.TRACE_LAST])
 
     def since(self, earlier: Marks) -> Marks:
         """What was added between two readings."""
-        return Marks(self.ticks - earlier.ticks, self.calls - earlier.calls, self.counter)
+        return Marks(self.words - earlier.words)
+
+    def _mean(self, first: int) -> npt.NDArray[np.float64]:
+        mean: npt.NDArray[np.float64] = self.words[:, first : first + abi.TRACE_KINDS].mean(axis=0)
+        return mean
 
 
 class Tracer:
@@ -52,11 +69,8 @@ class Tracer:
         self._decoder.trace_into(self._words if on else None)
 
     def read(self) -> Marks:
-        """All marks since the beginning."""
-        kinds = slice(abi.TRACE_TICKS, abi.TRACE_TICKS + abi.TRACE_KINDS)
-        calls = slice(abi.TRACE_CALLS, abi.TRACE_CALLS + abi.TRACE_KINDS)
-        means = self._words.mean(axis=0)
-        return Marks(means[kinds].copy(), means[calls].copy(), int(self._words[0, abi.TRACE_LAST]))
+        """All marks since the beginning. It takes a microsecond: it is called between tokens."""
+        return Marks(self._words.copy())
 
     @property
     def works(self) -> bool:
