@@ -271,3 +271,31 @@ def test_the_command_measures_a_bundle_and_keeps_the_profile(
     (kept,) = (tmp_path / "cache" / "profiles" / "host").iterdir()
     assert parse_profile(kept.read_bytes()) == profile
     assert "decode" in result.stderr and "100%" in result.stderr
+
+
+def test_a_push_can_measure_the_device_and_is_not_harmed_by_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from edgeawq.cli import profile_measure
+    from edgeawq.cli.push import _Link
+    from edgeawq.deploy.inventory import Device
+
+    class Display:
+        notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    stored: list[object] = []
+    monkeypatch.setattr(profile_measure, "store", stored.append)
+    monkeypatch.setattr(profile_measure, "measure_device_named", lambda name, **more: (name, more["amount"]))
+    link = _Link(Device(name="pi5", transport="local", root=str(tmp_path)), 0, Display())  # type: ignore[arg-type]
+    link.measure(None)
+    assert stored == [("pi5", "quick")] and Display.notes == []
+
+    def fail(name: str, **more: object) -> None:
+        raise ProfileError("it went away")
+
+    monkeypatch.setattr(profile_measure, "measure_device_named", fail)
+    link.measure(None)
+    assert len(stored) == 1 and "it went away" in Display.notes[0]
