@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from edgeawq.deploy.connect import connect
 from edgeawq.deploy.inventory import Device
-from edgeawq.deploy.local import LocalTransport
 from edgeawq.deploy.remote_profile import RemoteProgress, build_command, run_remote_profile
 from edgeawq.errors import DeployError, TransferError
+from tests.deploy.sshd import SshServer, install_own_ssh
 
 KERNEL = (
     '{"kernel": {"isa": "neon", "triple": "aarch64-unknown-linux-gnu", "cpu": "cortex-a72", "features": ["+neon"]}}'
@@ -34,10 +35,15 @@ ANSWER = """
 
 @pytest.fixture
 def device(tmp_path: Path) -> Device:
-    root = tmp_path / "a root with spaces"
+    root = make_root(tmp_path)
+    return Device(name="board", transport="local", root=str(root), python=sys.executable)
+
+
+def make_root(folder: Path) -> Path:
+    root = folder / "a root with spaces"
     (root / "current").mkdir(parents=True)
     (root / "bin").mkdir()
-    return Device(name="board", transport="local", root=str(root), python=sys.executable)
+    return root
 
 
 def install(device: Device, program: str) -> None:
@@ -53,7 +59,7 @@ def run(device: Device, seen: list[RemoteProgress] | None = None) -> object:
     def build(isa: str, triple: str, cpu: str, features: tuple[str, ...]) -> bytes:
         return f"probe for {isa} {cpu} {features[0]}".encode()
 
-    with LocalTransport() as transport:
+    with connect(device) as transport:
         return run_remote_profile(transport, device, ["--quick"], build, (seen if seen is not None else []).append)
 
 
@@ -66,6 +72,18 @@ def test_the_probe_goes_there_and_the_profile_comes_back(device: Device) -> None
     }
     # nothing of a device reaches the terminal as a control character, or as a share beyond the whole
     assert seen == [RemoteProgress("memory  [31m", 0.5, 3.0), RemoteProgress("", 0.0, None)]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("transport", ["ssh", "openssh"])
+def test_over_ssh(
+    transport: str, server: SshServer, isolated_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_own_ssh(tmp_path / "own-ssh", isolated_home, monkeypatch)
+    device = server.device(root=str(make_root(tmp_path)), transport=transport)
+    install(device, ANSWER)
+    found = run(device)
+    assert isinstance(found, dict) and found["probe"] == "probe for neon cortex-a72 +neon"
 
 
 @pytest.mark.parametrize(
