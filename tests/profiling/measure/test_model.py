@@ -146,7 +146,7 @@ def test_costs_of_a_step_are_those_of_its_matrices(bundle: Path) -> None:
 
 
 def test_a_whole_profile_of_a_machine_with_sensors(bundle: Path, small: None, tmp_path: Path) -> None:
-    root = machines.rapl(machines.pi5_power(machines.pi5(tmp_path / "root")))
+    root = machines.rapl(machines.orin(machines.pi5(tmp_path / "root")))
     seen: list[Progress] = []
     target = host_target()
     options = ProfileOptions(name="pi5", isa=target.isa, probe=build_probe(target, target.isa), bundle=bundle)
@@ -157,8 +157,11 @@ def test_a_whole_profile_of_a_machine_with_sensors(bundle: Path, small: None, tm
     assert {point.kind for point in profile.compute} >= {"fp32", "int8_nibbles", "int8_bytes"}
     assert profile.clock and profile.barrier and profile.pages and profile.storage
     assert {roof.name for roof in profile.roofs} >= {"L1", "fp32", "int8_nibbles"}
-    assert {(point.source, point.stage) for point in profile.energy} >= {("rpi_pmic", "idle"), ("rpi_pmic", "decode")}
-    assert all(point.tokens_per_joule for point in profile.energy if point.source == "rpi_pmic" and point.tokens)
+    assert {(point.source, point.stage) for point in profile.energy} >= {
+        ("ina3221 VDD_IN", "idle"),
+        ("ina3221 VDD_IN", "decode"),
+    }
+    assert all(point.tokens_per_joule for point in profile.energy if point.source == "ina3221 VDD_IN" and point.tokens)
     found = profile.model
     assert found is not None and found.name == "tiny-3"
     assert {phase.phase for phase in found.phases} == {"decode", "prefill"}
