@@ -1,10 +1,10 @@
 """The probe's read, copy and triad beside the same in C, by turns in one run.
 
-    python -m benchmarks.stream_compare [--threads 1 2] [--megabytes 128] [--rounds 15]
+    python -m benchmarks.stream_compare [--threads 1 2] [--megabytes 128] [--rounds 40]
 
 The C program (benchmarks/stream.c) is compiled here with gcc for this machine. Both work on as much memory, in huge
 pages, with arrays equally far apart; each round takes a sample of one and then of the other, so that what disturbs the
-machine disturbs both. Printed are medians; the last column is ours over C.
+machine disturbs both. Compared are the best rates, which is what STREAM reports; medians stand beside them.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ def run_ours(probe: Probe, arena: Arena, kind: MemoryKind, total: int, passes: i
 
 
 def compare(native: NativeObject, program: Path, threads: int, total: int, rounds: int) -> bool:
-    """Print a line for each kind; True when all medians agree."""
+    """Print a line for each kind; True when all best rates agree."""
     agrees = True
     with Probe(native, threads) as probe, Arena(total) as arena, Stream(program, threads, total) as stream:
         touch_all(probe, arena)
         for kind in OPERATIONS:
-            passes = max(1, round(0.01 * run_ours(probe, arena, kind, total, 1) / total))
+            passes = max(1, round(0.005 * run_ours(probe, arena, kind, total, 1) / total))
             for warm_up in range(2):
                 run_ours(probe, arena, kind, total, passes + warm_up)
                 stream.run(kind, passes)
@@ -84,12 +84,12 @@ def compare(native: NativeObject, program: Path, threads: int, total: int, round
             for _ in range(rounds):
                 ours.append(run_ours(probe, arena, kind, total, passes))
                 theirs.append(stream.run(kind, passes))
-            ratio = statistics.median(ours) / statistics.median(theirs)
+            ratio = max(ours) / max(theirs)
             agrees = agrees and abs(ratio - 1) <= AGREEMENT
             print(
                 f"{kind:6} {threads} threads {total / 2**20:8.3g} MiB: "
-                f"ours {statistics.median(ours) / 1e9:6.2f} GB/s, C {statistics.median(theirs) / 1e9:6.2f} GB/s, "
-                f"{ratio - 1:+.1%}",
+                f"ours {max(ours) / 1e9:6.2f} GB/s ({statistics.median(ours) / 1e9:.2f}), "
+                f"C {max(theirs) / 1e9:6.2f} GB/s ({statistics.median(theirs) / 1e9:.2f}), {ratio - 1:+.1%}",
                 flush=True,
             )
     return agrees
@@ -99,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--megabytes", type=float, nargs="+", default=[128])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     target = find_profile("host").target
     native = load_object(build_probe(target, target.isa))
@@ -110,7 +110,7 @@ def main() -> None:
             for size in arguments.megabytes
             for threads in arguments.threads
         ]
-    print("all medians agree within 10 %" if all(results) else "NOT all medians agree within 10 %")
+    print("all agree within 10 %" if all(results) else "NOT all agree within 10 %")
 
 
 if __name__ == "__main__":

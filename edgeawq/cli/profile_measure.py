@@ -14,6 +14,7 @@ from edgeawq.cli.device_options import inventory_option
 from edgeawq.errors import UsageError
 
 if TYPE_CHECKING:
+    from edgeawq.deploy.ssh_auth import AskSecret
     from edgeawq.profiling.schema import Profile
 
 DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
@@ -69,7 +70,9 @@ def _measure(target: str | None, options: dict[str, Any]) -> Profile:
     if target is not None:
         bundle = find_bundle(target, options["inventory"])
         if bundle is None:
-            return _measure_device(target, options)
+            return measure_device_named(
+                target, inventory=options["inventory"], amount=options["amount"], threads=options["threads"]
+            )
     elif bundle is None and not options["no_model"]:
         bundle = _find_default()
     return _measure_here(bundle, options)
@@ -128,7 +131,10 @@ def _build_own_probe(bundle: Path | None) -> tuple[str, bytes | None, str]:
         return isa, None, "numba is not installed here: pip install 'edgeawq[host]', or measure from a host"
 
 
-def _measure_device(name: str, options: dict[str, Any]) -> Profile:
+def measure_device_named(
+    name: str, *, inventory: str | None, amount: str | None, threads: int | None = None, ask: AskSecret | None = None
+) -> Profile:
+    """Measure a device of the inventory with the release that runs there, and show how it goes on."""
     from dataclasses import replace
 
     from edgeawq.deploy.connect import connect
@@ -138,10 +144,10 @@ def _measure_device(name: str, options: dict[str, Any]) -> Profile:
     from edgeawq.profiling.json_values import from_json
     from edgeawq.profiling.schema import Profile
 
-    device = load_inventory(options["inventory"]).get(name)
-    arguments = [f"--{options['amount']}"] if options["amount"] else []
-    arguments += [f"--threads={options['threads']}"] if options["threads"] else []
-    with connect(device, ask=ask_at_terminal) as transport, show_progress(name) as on_progress:
+    device = load_inventory(inventory).get(name)
+    arguments = [f"--{amount}"] if amount else []
+    arguments += [f"--threads={threads}"] if threads else []
+    with connect(device, ask=ask or ask_at_terminal) as transport, show_progress(name) as on_progress:
         found = run_remote_profile(
             transport,
             device,

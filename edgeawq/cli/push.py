@@ -49,6 +49,7 @@ T = TypeVar("T")
 )
 @click.option("--sign-with", default="", metavar="KEY", help="The key to sign with [the one that the device trusts].")
 @click.option("--expires", metavar="TIME", help="The device refuses the signature after this time: 12h, 90d.")
+@click.option("--measure", is_flag=True, help="Measure the device afterwards, for `edgeawq status`; up to a minute.")
 @click.option("--allow-downgrade", is_flag=True, help="Permit a release older than what the device has accepted.")
 @timeout_option
 @break_lock_option
@@ -110,6 +111,9 @@ def command(name: str, source: str, **options: Any) -> None:
                 bundle = build_bundle(reference, report, get_error_console(), quiet=quiet)
                 report = link.run(lambda transport: send(transport, bundle, None))
             audit.update(release=report.release, bytes=report.wire_bytes, changed=report.changed)
+        if options["measure"] and not options["dry_run"]:
+            display.close()
+            link.measure(options["inventory"])
     if quiet:
         click.echo(json.dumps(report.to_json()))
     else:
@@ -164,6 +168,17 @@ class _Link:
 
         policy = RetryPolicy(attempts=self._retries + 1)
         return run_with_retry(open_connection, work, policy, say, progress=lambda: self._display.sent_bytes)
+
+    def measure(self, inventory: str | None) -> None:
+        """Measure the device and keep the profile. A failure is a note: what was pushed runs all the same."""
+        from edgeawq.cli.profile_measure import measure_device_named, store
+        from edgeawq.errors import EdgeawqError
+
+        self._ask.start_connection()
+        try:
+            store(measure_device_named(self._device.name, inventory=inventory, amount="quick", ask=self._ask))
+        except EdgeawqError as error:
+            self._display.note(f"the device could not be measured: {error.what}")
 
     def make_signer(self, key_name: str, expires: str | None, allow_downgrade: bool) -> SignRelease:
         """Return what signs a release for this device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,13 +44,13 @@ def run_remote_profile(
     """
     process = transport.start(build_command(device, arguments), stall_timeout_s=STALL_TIMEOUT_S)
     try:
-        lines = read_lines(process)
-        kernel = _expect_kernel(process, device, lines)
+        messages = Messages(process)
+        kernel = _expect_kernel(process, device, messages)
         probe = build_probe(*kernel)
         process.write(len(probe).to_bytes(LENGTH_BYTES, "big") + probe)
         while True:
             try:
-                found = _follow(lines, on_progress)
+                found = _follow(messages, on_progress)
                 break
             except KeyboardInterrupt:
                 process.close_input()
@@ -73,28 +73,34 @@ def build_command(device: Device, arguments: list[str]) -> str:
     )
 
 
-def read_lines(process: RemoteProcess) -> Iterator[dict[str, Any]]:
-    """The JSON objects that a device prints, a line each; TransferError for anything else."""
-    rest = b""
-    while block := process.read(1 << 16):
-        rest += block
-        if len(rest) > MAX_LINE_BYTES:
-            raise TransferError(f"the device sent a line of more than {MAX_LINE_BYTES} bytes")
-        *lines, rest = rest.split(b"\n")
-        for line in lines:
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                value = None
-            if not isinstance(value, dict):
-                raise TransferError("the device sent something that is no answer of edgeawq")
-            yield value
+class Messages:
+    """The JSON objects that a device prints, a line each. Goes on after a KeyboardInterrupt, unlike a generator."""
+
+    def __init__(self, process: RemoteProcess) -> None:
+        self._process = process
+        self._rest = b""
+
+    def read(self) -> dict[str, Any] | None:
+        """The next one, None at the end; TransferError for anything else than an object in a line."""
+        while b"\n" not in self._rest:
+            if len(self._rest) > MAX_LINE_BYTES:
+                raise TransferError(f"the device sent a line of more than {MAX_LINE_BYTES} bytes")
+            block = self._process.read(1 << 16)
+            if not block:
+                return None
+            self._rest += block
+        line, _, self._rest = self._rest.partition(b"\n")
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise TransferError("the device sent something that is no answer of edgeawq")
+        return value
 
 
-def _expect_kernel(
-    process: RemoteProcess, device: Device, lines: Iterator[dict[str, Any]]
-) -> tuple[str, str, str, tuple[str, ...]]:
-    first = next(lines, None)
+def _expect_kernel(process: RemoteProcess, device: Device, messages: Messages) -> tuple[str, str, str, tuple[str, ...]]:
+    first = messages.read()
     if first is None:
         if process.wait() == NOTHING_PUSHED:
             raise DeployError(
@@ -118,9 +124,9 @@ def _expect_kernel(
     return isa, triple, cpu, tuple(features)
 
 
-def _follow(lines: Iterator[dict[str, Any]], on_progress: Callable[[RemoteProgress], None]) -> Any:
+def _follow(messages: Messages, on_progress: Callable[[RemoteProgress], None]) -> Any:
     """The profile; None when the device ends without one."""
-    for message in lines:
+    while (message := messages.read()) is not None:
         _raise_error(message)
         if "profile" in message:
             return message["profile"]

@@ -151,7 +151,7 @@ class ComputePoint:
     isa: str
     threads: Threads
     ops_per_second: Measurement
-    ops_per_cycle: float | None  # of one thread, with the clock measured at the same number of threads
+    ops_per_cycle: float | None  # of one thread: the highest rate over the highest clock with as many threads
 
 
 @dataclass(frozen=True)

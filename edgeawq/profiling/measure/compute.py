@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from cpu_kernels.probe import words
 from edgeawq.errors import KernelError
 from edgeawq.profiling.measure.probe import Probe
-from edgeawq.profiling.measure.statistics import repeat, scale
+from edgeawq.profiling.measure.statistics import repeat
 from edgeawq.profiling.schema import BarrierPoint, ClockPoint, ComputeKind, ComputePoint, Unavailable
 
 SAMPLE_S = 0.004
+CLOCK_SAMPLE_S = 0.001  # shorter than a time slice: most samples are not interrupted
 BUDGET_S = 0.15
 BARRIER_MEETINGS = 500
 OPERATIONS: dict[ComputeKind, int] = {
@@ -32,13 +33,13 @@ def measure_clock(probe: Probe) -> ClockPoint:
         run = probe.run(words.CHAIN, repeats=repeats, a=0x5DEECE66D, b=0x2545F4914F6CDD1D)
         return run.slowest_rate, run.seconds
 
-    repeats = _choose_repeats(lambda count: sample(count)[1])
-    hertz = repeat(lambda: sample(repeats)[0], budget_s=BUDGET_S, warm_up=2)
+    repeats = _choose_repeats(lambda count: sample(count)[1], CLOCK_SAMPLE_S)
+    hertz = repeat(lambda: sample(repeats)[0], budget_s=BUDGET_S, least=15, most=60, warm_up=4)
     return ClockPoint(probe.n_threads, hertz)
 
 
 def measure_compute(probe: Probe, isa: str, hertz: float | None) -> Iterator[ComputePoint | Unavailable]:
-    """The peak of each kind of arithmetic that this CPU's object has. hertz: the clock with as many threads."""
+    """The peak of each kind of arithmetic that this CPU's object has. hertz: the highest clock with as many threads."""
     table = _make_table(probe.n_threads)
     for kind, operation in OPERATIONS.items():
         try:
@@ -64,20 +65,20 @@ def _measure_peak(
         result = probe.run(operation, repeats=repeats, a=table, stride=_TABLE_BYTES)
         return result.work / result.seconds, result.seconds
 
-    repeats = _choose_repeats(lambda count: run(count)[1])
+    repeats = _choose_repeats(lambda count: run(count)[1], SAMPLE_S)
     rate = repeat(lambda: run(repeats)[0], budget_s=BUDGET_S, warm_up=2)
-    cycles = None if hertz is None else hertz * probe.n_threads
-    return ComputePoint(kind, isa, probe.n_threads, rate, None if not cycles else scale(rate, 1 / cycles).median)
+    # What disturbs the machine only lowers rate and clock: both at their best belong together.
+    per_cycle = rate.maximum / (hertz * probe.n_threads) if hertz else None
+    return ComputePoint(kind, isa, probe.n_threads, rate, per_cycle)
 
 
-def _choose_repeats(seconds_of: object) -> int:
-    """Rounds that take about SAMPLE_S."""
-    assert callable(seconds_of)
+def _choose_repeats(seconds_of: Callable[[int], float], wanted_s: float) -> int:
+    """Rounds that take about as long as wanted."""
     repeats = 1000
     while True:
-        seconds = float(seconds_of(repeats))
-        if seconds > SAMPLE_S / 10 or repeats > 1 << 30:
-            return max(1, round(repeats * SAMPLE_S / seconds))
+        seconds = min(seconds_of(repeats), seconds_of(repeats))
+        if seconds > wanted_s / 10 or repeats > 1 << 30:
+            return max(1, round(repeats * wanted_s / seconds))
         repeats *= 8
 
 

@@ -148,8 +148,8 @@ def _list_probe_stages(
         with Probe(native, n_threads) as probe:
             clock = measure_clock(probe)
             found.clock.append(clock)
-            watch.note_clock(clock.hertz.upper_quartile, f"compute, {_threads(n_threads)}")
-            for point in measure_compute(probe, options.isa, clock.hertz.median):
+            watch.note_clock(clock.hertz.maximum, f"compute, {_threads(n_threads)}")
+            for point in measure_compute(probe, options.isa, clock.hertz.maximum):
                 (found.compute if isinstance(point, ComputePoint) else found.unavailable).append(point)  # type: ignore[arg-type]
             found.barrier.append(measure_barrier(probe))
 
@@ -204,7 +204,7 @@ def _measure_clock_again(native: NativeObject, cpus: list[int], found: _Found, w
     """At the end, when the device is warm: a clock that has fallen is noted."""
     with Probe(native, cpus[-1]) as probe:
         clock = measure_clock(probe)
-    watch.note_clock(clock.hertz.upper_quartile, "clock again")
+    watch.note_clock(clock.hertz.maximum, "clock again")
 
 
 def _end_stage(stage: str, watch: Watch) -> None:

@@ -5,6 +5,9 @@ A sensor tells either joules so far, or watts at a moment; the latter is sampled
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +23,8 @@ SAMPLE_EVERY_S = 0.05
 _BOARD_RAILS = ("vdd_in", "pom_5v_in", "vin_sys_5v0", "vdd_total")
 _CPU_RAILS = ("vdd_cpu_gpu_cv", "vdd_cpu_cv", "vdd_cpu", "pom_5v_cpu")
 
+_PMIC_LINE = re.compile(r"^\s*(\w+_[AV])\s+\w+\(\d+\)=(\d{1,6}(?:\.\d{1,12})?)[AV]\s*$", re.MULTILINE)
+
 Scope = Literal["board", "cpu"]
 
 
@@ -34,10 +39,34 @@ class Sensor:
     read_watts: Callable[[], float | None] | None = None
 
 
-def find_sensors(root: Path = system.ROOT) -> list[Sensor]:
-    """All sensors that can be read, those of a whole board first."""
+def find_sensors(root: Path = system.ROOT, ask_firmware: Callable[[], str] | None = None) -> list[Sensor]:
+    """All sensors that can be read, those of a whole board first.
+
+    ask_firmware: what `vcgencmd pmic_read_adc` prints on a Raspberry Pi 5, empty elsewhere.
+    """
     found = [*_find_rapl(root), *_find_hwmon(root), *_find_iio(root)]
+    if (root / "dev/vcio").exists():
+        found += _find_pmic(ask_firmware or run_vcgencmd)
     return sorted(found, key=lambda sensor: (sensor.scope != "board", sensor.name))
+
+
+def run_vcgencmd() -> str:
+    """Voltages and currents of a Raspberry Pi 5's power chip; empty where there is no such program or chip."""
+    program = shutil.which("vcgencmd")
+    if program is None:
+        return ""
+    try:
+        done = subprocess.run([program, "pmic_read_adc"], capture_output=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout[:100_000].decode("ascii", "replace") if done.returncode == 0 else ""
+
+
+def parse_pmic(text: str) -> float | None:
+    """Watts of all rails that have both a current ("VDD_CORE_A current(7)=1.1A") and a voltage ("VDD_CORE_V …")."""
+    values = {name: float(value) for name, value in _PMIC_LINE.findall(text)}
+    rails = [name[:-2] for name in values if name.endswith("_A") and f"{name[:-2]}_V" in values]
+    return sum(values[f"{rail}_A"] * values[f"{rail}_V"] for rail in rails) if rails else None
 
 
 def explain_missing(root: Path = system.ROOT) -> Unavailable:
@@ -45,7 +74,7 @@ def explain_missing(root: Path = system.ROOT) -> Unavailable:
     zones = system.list_entries(root, "sys/class/powercap", r"intel-rapl:\d+")
     if zones and system.read_number(root, f"{zones[0]}/energy_uj") is None:
         return Unavailable("energy", "RAPL counters are there but only root may read them (energy_uj)")
-    return Unavailable("energy", "the device exposes no power sensor: no RAPL, no INA monitor, no power chip's rails")
+    return Unavailable("energy", "the device exposes no power sensor: no RAPL, no INA monitor, no power chip")
 
 
 def measure_energy(
@@ -115,7 +144,7 @@ def _find_rapl(root: Path) -> list[Sensor]:
 
 
 def _find_hwmon(root: Path) -> list[Sensor]:
-    """INA3221 and its like; and the Raspberry Pi 5's power chip where a driver shows its rails."""
+    """INA3221 and its like."""
     sensors = []
     for chip in system.list_entries(root, "sys/class/hwmon", r"hwmon\d+"):
         chip_name = system.clean(system.read_text(root, f"{chip}/name") or "")
@@ -123,8 +152,6 @@ def _find_hwmon(root: Path) -> list[Sensor]:
             for channel in range(1, 9):
                 label = system.read_text(root, f"{chip}/in{channel}_label") or f"channel {channel}"
                 sensors += _make_rail(root, chip, chip_name, label, channel)
-        if "pmic" in chip_name or "rpi_power" in chip_name:
-            sensors += _make_pmic(root, chip, chip_name)
     return sensors
 
 
@@ -138,18 +165,13 @@ def _make_rail(root: Path, chip: str, chip_name: str, label: str, channel: int) 
     volts, amperes = f"{chip}/in{channel}_input", f"{chip}/curr{channel}_input"
     if system.read_number(root, volts) is None or system.read_number(root, amperes) is None:
         return []
-    watts = _product(root, ((volts, amperes),))
-    return [Sensor(f"{chip_name} {system.clean(label)}", scope, read_watts=watts)]
+    return [Sensor(f"{chip_name} {system.clean(label)}", scope, read_watts=_product(root, volts, amperes))]
 
 
-def _make_pmic(root: Path, chip: str, chip_name: str) -> list[Sensor]:
-    """The sum of all rails that have both a voltage and a current."""
-    pairs = []
-    for volts in system.list_entries(root, chip, r"in\d+_input"):
-        amperes = volts.replace("/in", "/curr")
-        if system.read_number(root, volts) is not None and system.read_number(root, amperes) is not None:
-            pairs.append((volts, amperes))
-    return [Sensor(chip_name, "board", read_watts=_product(root, tuple(pairs)))] if pairs else []
+def _find_pmic(ask: Callable[[], str]) -> list[Sensor]:
+    if parse_pmic(ask()) is None:
+        return []
+    return [Sensor("Raspberry Pi power chip", "board", read_watts=lambda: parse_pmic(ask()))]
 
 
 def _find_iio(root: Path) -> list[Sensor]:
@@ -179,16 +201,11 @@ def _scaled(root: Path, name: str, factor: float) -> Callable[[], float | None]:
     return read
 
 
-def _product(root: Path, pairs: tuple[tuple[str, str], ...]) -> Callable[[], float | None]:
-    """Watts of rails in millivolts and milliamperes."""
+def _product(root: Path, volts: str, amperes: str) -> Callable[[], float | None]:
+    """Watts of a rail in millivolts and milliamperes."""
 
     def read() -> float | None:
-        total = 0.0
-        for volts, amperes in pairs:
-            v, a = system.read_number(root, volts), system.read_number(root, amperes)
-            if v is None or a is None:
-                return None
-            total += v * a * 1e-6
-        return total
+        v, a = system.read_number(root, volts), system.read_number(root, amperes)
+        return None if v is None or a is None else v * a * 1e-6
 
     return read

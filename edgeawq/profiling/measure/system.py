@@ -20,8 +20,6 @@ _CPU = re.compile(r"cpu\d+")
 _SIZE_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 # Kinds of thermal zones and chips that are about the CPU or the whole chip.
 _CPU_SENSORS = ("cpu", "soc", "pkg", "core", "k10temp", "zenpower", "bcm", "tj", "package")
-# Raspberry Pi: what `vcgencmd get_throttled` prints.
-PI_THROTTLED = "sys/devices/platform/soc/soc:firmware/get_throttled"
 
 
 @dataclass(frozen=True)
@@ -165,11 +163,20 @@ def read_load(root: Path = ROOT) -> float | None:
 
 
 def read_pi_throttled(root: Path = ROOT) -> int | None:
-    """The bits of a Raspberry Pi's firmware; None elsewhere."""
-    try:
-        return int(read_text(root, PI_THROTTLED) or "", 16)
-    except ValueError:
-        return None
+    """The bits of a Raspberry Pi's firmware, as `vcgencmd get_throttled` prints them; None elsewhere.
+
+    Where the system shows only the alarm of a low voltage, that is the first bit.
+    """
+    for chip in list_entries(root, "sys/devices/platform", r"soc(@\w+)?"):  # an address is in it since the Pi 5
+        for firmware in list_entries(root, chip, r".*firmware"):
+            try:
+                return int(read_text(root, f"{firmware}/get_throttled") or "", 16)
+            except ValueError:
+                continue
+    for chip in list_entries(root, "sys/class/hwmon", r"hwmon\d+"):
+        if read_text(root, f"{chip}/name") == "rpi_volt":
+            return read_number(root, f"{chip}/in0_lcrit_alarm")
+    return None
 
 
 def read_throttle_counts(root: Path = ROOT) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 CPU = "sys/devices/system/cpu"
+FIRMWARE = "sys/devices/platform/soc@107c000000/soc@107c000000:firmware/get_throttled"
 
 
 def write(root: Path, files: dict[str, object]) -> Path:
@@ -28,7 +29,7 @@ def pi5(root: Path) -> Path:
         "proc/loadavg": "0.25 0.10 0.05 1/200 4242",
         "sys/class/thermal/thermal_zone0/type": "cpu-thermal",
         "sys/class/thermal/thermal_zone0/temp": 61250,
-        "sys/devices/platform/soc/soc:firmware/get_throttled": "0",
+        FIRMWARE: "0",
     }
     for cpu in range(4):
         clock = f"{CPU}/cpu{cpu}/cpufreq"
@@ -54,20 +55,17 @@ def pi5(root: Path) -> Path:
     return write(root, files)
 
 
+PMIC = """   3V7_WL_SW_A current(0)=1.00000000A
+   VDD_CORE_A current(7)=2.00000000A
+   3V7_WL_SW_V volt(8)=5.00000000V
+   VDD_CORE_V volt(15)=0.90000000V
+   EXT5V_V volt(24)=5.09000000V
+"""  # 5 V · 1 A and 0.9 V · 2 A; a voltage without a current does not count
+
+
 def pi5_power(root: Path) -> Path:
-    """The power chip with two rails: 5 V · 1 A and 0.9 V · 2 A."""
-    chip = "sys/class/hwmon/hwmon3"
-    return write(
-        root,
-        {
-            f"{chip}/name": "rpi_pmic",
-            f"{chip}/in1_input": 5000,
-            f"{chip}/curr1_input": 1000,
-            f"{chip}/in2_input": 900,
-            f"{chip}/curr2_input": 2000,
-            f"{chip}/in3_input": 3300,  # a voltage without a current
-        },
-    )
+    """A Raspberry Pi with the device that `vcgencmd` asks the firmware through."""
+    return write(root, {"dev/vcio": ""})
 
 
 def orin(root: Path) -> Path:

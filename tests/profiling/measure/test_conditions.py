@@ -66,7 +66,7 @@ def test_shares_are_of_all_cpus_and_our_own_time_is_not_in_them(
 def test_the_firmware_of_a_raspberry_pi_is_heard(tmp_path: Path, bits: str, expected: str | None) -> None:
     root = machines.pi5(tmp_path)
     watch = make_watch(root)
-    machines.write(root, {"sys/devices/platform/soc/soc:firmware/get_throttled": bits.removeprefix("0x")})
+    machines.write(root, {machines.FIRMWARE: bits.removeprefix("0x")})
     watch.sample("compute")
     assert kinds(watch) == ([expected] if expected else [])  # 0x50000 is of the past: noted at the start only
     assert all(note.stage == "compute" and "firmware" in note.text for note in watch.notes)
@@ -74,7 +74,7 @@ def test_the_firmware_of_a_raspberry_pi_is_heard(tmp_path: Path, bits: str, expe
 
 def test_what_the_firmware_saw_before_is_noted_at_the_start(tmp_path: Path) -> None:
     root = machines.pi5(tmp_path)
-    machines.write(root, {"sys/devices/platform/soc/soc:firmware/get_throttled": "50000"})
+    machines.write(root, {machines.FIRMWARE: "50000"})
     watch = make_watch(root)
     assert sorted(kinds(watch)) == ["low_voltage", "throttled"]
     assert all("since the device was started" in note.text for note in watch.notes)
@@ -142,3 +142,22 @@ def test_what_a_machine_does_not_tell_is_listed(tmp_path: Path) -> None:
     watch.sample("anything")
     assert {missing.what for missing in watch.list_unavailable()} == {"temperature", "clock", "load"}
     assert watch.samples[0].other_busy_share is None
+
+
+def test_an_alarm_of_low_voltage_is_enough(tmp_path: Path) -> None:
+    root = machines.write(
+        tmp_path, {"sys/class/hwmon/hwmon0/name": "rpi_volt", "sys/class/hwmon/hwmon0/in0_lcrit_alarm": 0}
+    )
+    watch = make_watch(root)
+    watch.sample("first")
+    assert watch.notes == []
+    machines.write(root, {"sys/class/hwmon/hwmon0/in0_lcrit_alarm": 1})
+    watch.sample("second")
+    assert kinds(watch) == ["low_voltage"]
+
+
+def test_older_boards_have_no_address_in_the_firmware_s_path(tmp_path: Path) -> None:
+    root = machines.write(tmp_path, {"sys/devices/platform/soc/soc:firmware/get_throttled": "4"})
+    watch = make_watch(root)
+    watch.sample("decode")
+    assert kinds(watch) == ["throttled"]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeawq.profiling.measure.energy import explain_missing, find_sensors, integrate, measure_energy
+from edgeawq.profiling.measure.energy import explain_missing, find_sensors, integrate, measure_energy, parse_pmic
 from tests.profiling.measure import machines
 
 
@@ -75,18 +75,25 @@ def test_the_older_jetson_s_rails(tmp_path: Path) -> None:
 
 
 def test_a_raspberry_pi_s_power_chip_is_the_sum_of_its_rails(tmp_path: Path) -> None:
-    (sensor,) = find_sensors(machines.pi5_power(tmp_path))
+    root = machines.pi5_power(tmp_path)
+    (sensor,) = find_sensors(root, lambda: machines.PMIC)
     assert sensor.scope == "board" and sensor.read_watts is not None
     assert sensor.read_watts() == pytest.approx(6.8)
     point = measure_energy(sensor, "decode", lambda: 12, every_s=0.001)
     assert point is not None and point.watts == pytest.approx(6.8)
     assert point.tokens_per_joule == pytest.approx(12 / point.joules)
+    assert find_sensors(root, lambda: "") == []  # a Pi 4: the firmware has nothing to say
+    assert find_sensors(tmp_path / "no-pi", lambda: machines.PMIC) == []
+
+
+@given(st.text(max_size=200) | st.just("VDD_A current(1)=1A") | st.just("VDD_V volt(1)=1V\nVDD_B_A current(0)=2A"))
+def test_other_answers_of_the_firmware_are_no_power(text: str) -> None:
+    assert parse_pmic(text) is None
 
 
 def test_a_sensor_that_stops_answering_gives_nothing(tmp_path: Path) -> None:
-    root = machines.pi5_power(tmp_path)
-    (sensor,) = find_sensors(root)
-    (root / "sys/class/hwmon/hwmon3/curr1_input").unlink()
+    answers = iter([machines.PMIC] + [""] * 1000)
+    (sensor,) = find_sensors(machines.pi5_power(tmp_path), lambda: next(answers))
     assert measure_energy(sensor, "decode", lambda: 1, every_s=0.001) is None
 
 

@@ -146,7 +146,7 @@ def test_costs_of_a_step_are_those_of_its_matrices(bundle: Path) -> None:
 
 
 def test_a_whole_profile_of_a_machine_with_sensors(bundle: Path, small: None, tmp_path: Path) -> None:
-    root = machines.rapl(machines.pi5_power(machines.pi5(tmp_path / "root")))
+    root = machines.rapl(machines.orin(machines.pi5(tmp_path / "root")))
     seen: list[Progress] = []
     target = host_target()
     options = ProfileOptions(name="pi5", isa=target.isa, probe=build_probe(target, target.isa), bundle=bundle)
@@ -157,8 +157,11 @@ def test_a_whole_profile_of_a_machine_with_sensors(bundle: Path, small: None, tm
     assert {point.kind for point in profile.compute} >= {"fp32", "int8_nibbles", "int8_bytes"}
     assert profile.clock and profile.barrier and profile.pages and profile.storage
     assert {roof.name for roof in profile.roofs} >= {"L1", "fp32", "int8_nibbles"}
-    assert {(point.source, point.stage) for point in profile.energy} >= {("rpi_pmic", "idle"), ("rpi_pmic", "decode")}
-    assert all(point.tokens_per_joule for point in profile.energy if point.source == "rpi_pmic" and point.tokens)
+    assert {(point.source, point.stage) for point in profile.energy} >= {
+        ("ina3221 VDD_IN", "idle"),
+        ("ina3221 VDD_IN", "decode"),
+    }
+    assert all(point.tokens_per_joule for point in profile.energy if point.source == "ina3221 VDD_IN" and point.tokens)
     found = profile.model
     assert found is not None and found.name == "tiny-3"
     assert {phase.phase for phase in found.phases} == {"decode", "prefill"}
@@ -271,3 +274,31 @@ def test_the_command_measures_a_bundle_and_keeps_the_profile(
     (kept,) = (tmp_path / "cache" / "profiles" / "host").iterdir()
     assert parse_profile(kept.read_bytes()) == profile
     assert "decode" in result.stderr and "100%" in result.stderr
+
+
+def test_a_push_can_measure_the_device_and_is_not_harmed_by_a_failure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from edgeawq.cli import profile_measure
+    from edgeawq.cli.push import _Link
+    from edgeawq.deploy.inventory import Device
+
+    class Display:
+        notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    stored: list[object] = []
+    monkeypatch.setattr(profile_measure, "store", stored.append)
+    monkeypatch.setattr(profile_measure, "measure_device_named", lambda name, **more: (name, more["amount"]))
+    link = _Link(Device(name="pi5", transport="local", root=str(tmp_path)), 0, Display())  # type: ignore[arg-type]
+    link.measure(None)
+    assert stored == [("pi5", "quick")] and Display.notes == []
+
+    def fail(name: str, **more: object) -> None:
+        raise ProfileError("it went away")
+
+    monkeypatch.setattr(profile_measure, "measure_device_named", fail)
+    link.measure(None)
+    assert len(stored) == 1 and "it went away" in Display.notes[0]
