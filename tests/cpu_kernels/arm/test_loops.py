@@ -39,7 +39,7 @@ def test_a_pi5_takes_activations_by_lane(symbol):
         assert loop.count(SPILL) == 0
 
 
-@pytest.mark.parametrize(("board", "most"), [("pi4", 8.5), ("pi5", 6.0)])
+@pytest.mark.parametrize(("board", "most"), [("pi4", 8.7), ("pi5", 6.1)])
 def test_instructions_for_32_weights(board, most):
     per_product = {"pi4": 8, "pi5": 16}[board]
     for loop in multiply_loops(board, "linear_w4a8"):
