@@ -12,7 +12,7 @@ from edgeawq.checkpoints.open_model import open_model
 from edgeawq.cli.eval import command as eval_command
 from edgeawq.cli.quantize import command, short
 from edgeawq.errors import EdgeawqError, QuantizationError, UsageError
-from edgeawq.quantize import block, pipeline
+from edgeawq.quantize import block, run_output
 from edgeawq.quantize.clip_search import ClippedGrid, search_clip
 from tests.quantize.runs import SHAPE, read_folder, write_text
 from tests.tiny_models import make_tiny_awq_checkpoint, make_tiny_hf_checkpoint
@@ -181,7 +181,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise QuantizationError("the disk is on fire", remedy="put it out")
 
-    monkeypatch.setattr(pipeline, "write_awq_checkpoint", fail)
+    monkeypatch.setattr(run_output, "write_awq_checkpoint", fail)
     error = refuse(model, "-o", tmp_path / "deep" / "out", "--calib", texts, *QUICK)
     assert error.remedy == "put it out"
     assert not list((tmp_path / "deep").iterdir())
