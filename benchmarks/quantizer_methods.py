@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
-    parser.add_argument("--rounding-steps", type=int, default=200)
+    parser.add_argument("--rounding-steps", type=int, default=100)
     parser.add_argument("--ablation", action="store_true", help="AWQ with one ingredient less in every row")
     parser.add_argument("--folder", type=Path, help="keep the checkpoints here, and use those that are there")
     arguments = parser.parse_args()

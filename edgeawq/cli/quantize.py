@@ -28,7 +28,7 @@ STAGES = {
     "evaluate": "perplexity",
     "write": "writing",
 }
-DEFAULT_STEPS = 200
+DEFAULT_STEPS = 100
 # Projections of a block in the order of the table's columns.
 COLUMNS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
