@@ -87,6 +87,20 @@ def test_rtn_has_no_table_and_no_calibration(tmp_path: Path, model: Path) -> Non
     assert "rtn, 4 bits, groups of 32" in result.stdout
 
 
+def test_bits_of_layers_that_differ_are_shown(tmp_path: Path, model: Path, texts: Path) -> None:
+    output = tmp_path / "out"
+    result = run(
+        model, "-o", output, "--calib", texts, "--method", "awq+gptq", "--bits", 3, "--bits-for", "down_proj=8", *QUICK
+    )
+    assert result.exit_code == 0, result.output
+    assert "RTN → awq+gptq" in result.stdout
+    assert len(re.findall("8 bits", result.stdout)) >= 2
+    assert "down_proj: 8" in result.stdout
+    written = open_model(str(output)).quantization
+    assert written is not None
+    assert written.all_bits == (3, 8)
+
+
 def test_reverted_blocks_are_shown(tmp_path: Path, model: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def search_badly(*arguments: Any) -> ClippedGrid:
         grid = search_clip(*arguments)
@@ -117,6 +131,8 @@ BAD_OPTIONS = [
     (("--group-size", "large"), "'large' is no group size"),
     (("--act-order",), "no meaning with --method awq"),
     (("--rounding-steps", 0), "0 rounding steps"),
+    (("--activation-memory", -1), "-1.0 GiB"),
+    (("--method", "rtn", "--target-bpw", 3), "--target-bpw has no meaning"),
     (("--head-bits", 7), "7 bits for embedding"),
     (("--group-size", 16), "group size of 16"),
     (("--seqlen", 2), "2 tokens are too short"),
