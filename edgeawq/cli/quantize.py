@@ -28,7 +28,7 @@ STAGES = {
     "evaluate": "perplexity",
     "write": "writing",
 }
-DEFAULT_STEPS = 200
+DEFAULT_STEPS = 100
 # Projections of a block in the order of the table's columns.
 COLUMNS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -266,7 +266,10 @@ def show_progress(bar: Bar) -> Callable[[Progress], None]:
 
 
 def make_layer_table(report: QuantizationReport) -> Table:
-    """Two lines a block, fit for 80 columns: errors of RTN → AWQ, then the exponent r and the mean clip."""
+    """Two lines a block, fit for 80 columns: errors of RTN → the method, then the exponent r and the mean clip.
+
+    Where layers differ in bits, a third line has them.
+    """
     from rich import box
     from rich.table import Table
 
@@ -276,17 +279,19 @@ def make_layer_table(report: QuantizationReport) -> Table:
         title_style="",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
+        padding=0,
     )
     table.add_column("", justify="right", no_wrap=True, min_width=2)
     table.add_column("block", justify="right", no_wrap=True)
     for name in COLUMNS:
         table.add_column(name.removesuffix("_proj"), justify="right", no_wrap=True)
+    differs = len({layer.bits for block in report.blocks for layer in block.layers.values()}) > 1
     for number, block in enumerate(report.blocks):
         layers = {module.rpartition(".")[2]: layer for module, layer in block.layers.items()}
         cells = [
             f"{short(100 * layer.rtn_error)}→{short(100 * layer.error)}\n"
             f"[dim]{short(layer.activation_exponent)} {short(layer.mean_clip)}[/]"
+            + (f"\n[dim]{layer.bits} bits[/]" if differs else "")
             for layer in (layers[name] for name in COLUMNS)
         ]
         loss = f"{short(100 * block.rtn_loss)}→{short(100 * block.loss)}"
@@ -311,7 +316,8 @@ def make_summary(report: QuantizationReport, output: Path) -> Table:
     table.add_row("checkpoint", str(output))
     groups = "one group a row" if report.group_size < 0 else f"groups of {report.group_size}"
     kind = ", symmetric" if settings.is_symmetric else ""
-    table.add_row("method", f"{settings.method}, {settings.bits} bits, {groups}{kind}")
+    bits = f"{settings.bits} bits" if settings.target_bpw is None else f"{settings.target_bpw:g} bits on average"
+    table.add_row("method", f"{settings.method}, {bits}, {groups}{kind}")
     if settings.bits_for:
         table.add_row("other bits", ", ".join(f"{pattern}: {bits}" for pattern, bits in settings.bits_for))
     table.add_row("bits per weight", f"{report.bits_per_weight:.3f} in the blocks")

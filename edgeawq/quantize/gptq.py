@@ -18,6 +18,7 @@ from edgeawq.errors import QuantizationError
 from edgeawq.quantize.grid import LARGEST_F16, SMALLEST_NORMAL_F16, GridFormat, choose_grid, make_linear
 
 LAZY_COLUMNS = 128  # columns whose corrections reach the rest of the matrix in one product
+SYSTEM_ELEMENTS = 1 << 24  # of the systems that are solved together
 MAX_DAMPING = 10.0  # of the mean diagonal; beyond that nothing of H would be left
 RANGE_RATIOS = tuple(1.0 - step / 20 for step in range(10))  # of a group's range, where the grid follows the columns
 
@@ -184,12 +185,24 @@ def fit_scales(
     Σ_h (c_g H c_h) s_h = c_g H w. A row whose system is singular, or whose scales would leave float16 or change sign,
     keeps what it has.
     """
+    n_groups = source.shape[0] // form.group_size
+    damped = damp(gram, damping)
+    step = max(1, SYSTEM_ELEMENTS // n_groups**2)
+    parts = [
+        fit_rows(source[:, rows], damped, steps[:, rows], grid.scales[:, rows], form)
+        for rows in (slice(first, first + step) for first in range(0, source.shape[1], step))
+    ]
+    return TransposedGrid(torch.cat(parts, 1), grid.zeros)
+
+
+def fit_rows(
+    source: torch.Tensor, damped: torch.Tensor, steps: torch.Tensor, scales: torch.Tensor, form: GridFormat
+) -> torch.Tensor:
+    """`fit_scales` for some output features: their scales [groups, out_features], where they are `scales` now."""
     width, rows = source.shape
     n_groups = width // form.group_size
-    damped = damp(gram, damping)
-    target = (damped @ source).view(n_groups, form.group_size, rows)
-    grouped = steps.view(n_groups, form.group_size, rows)
-    right = (grouped * target).sum(1).t()  # [rows, groups]
+    grouped = steps.reshape(n_groups, form.group_size, rows)
+    right = (grouped * (damped @ source).view_as(grouped)).sum(1).t()  # [rows, groups]
     system = torch.empty(rows, n_groups, n_groups)
     for group in range(n_groups):
         columns = slice(group * form.group_size, (group + 1) * form.group_size)
@@ -198,13 +211,12 @@ def fit_scales(
     # A group of zeros has an empty row and column: its scale is left alone.
     diagonal = system.diagonal(dim1=1, dim2=2)
     empty = diagonal <= 0.0
-    old = grid.scales.t()
+    old = scales.t()
     ridge = 1e-6 * diagonal.mean(1, keepdim=True) + empty
     diagonal += ridge
     fitted = torch.linalg.solve_ex(system, right + ridge * old)[0]
-    scales = fitted.half().float()
     usable = ((fitted >= SMALLEST_NORMAL_F16) & (fitted <= LARGEST_F16)).all(1, keepdim=True)
-    return TransposedGrid(torch.where(usable, scales, old).t().contiguous(), grid.zeros)
+    return torch.where(usable, fitted.half().float(), old).t().contiguous()
 
 
 def move_values(

@@ -33,7 +33,7 @@ MAX_OFFSET = 1.0  # of v, in steps of the grid
 class RoundingPlan:
     """How long and how boldly to learn."""
 
-    steps: int = 200
+    steps: int = 100
     sequences: int = 2  # in one step, drawn anew
     offset_rate: float = 0.0  # of v in the first step; 0: 1 / steps
     scale_rate: float = 0.0  # of log s in the first step; 0: 0.5 / steps

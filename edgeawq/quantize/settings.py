@@ -37,7 +37,7 @@ class QuantizeSettings:
     is_symmetric: bool = False
     act_order: bool | None = None  # None: as the method is best
     bits_for: tuple[tuple[str, int], ...] = ()  # (pattern of module names, bits), the last that matches counts
-    rounding_steps: int = 200
+    rounding_steps: int = 100
     target_bpw: float | None = None  # average bits a weight, scales included: bits by layer from measured sensitivity
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class QuantizeSettings:
         if not 1 <= self.rounding_steps <= MAX_ROUNDING_STEPS:
             raise UsageError(
                 f"{self.rounding_steps} rounding steps are not between 1 and {MAX_ROUNDING_STEPS:,}",
-                remedy="200 are usual; fewer are faster, more are a little better",
+                remedy="100 are usual; fewer are faster",
             )
         if self.head_bits not in HEAD_BITS:
             raise UsageError(

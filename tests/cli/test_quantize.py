@@ -12,7 +12,7 @@ from edgeawq.checkpoints.open_model import open_model
 from edgeawq.cli.eval import command as eval_command
 from edgeawq.cli.quantize import command, short
 from edgeawq.errors import EdgeawqError, QuantizationError, UsageError
-from edgeawq.quantize import block, pipeline
+from edgeawq.quantize import block, run_output
 from edgeawq.quantize.clip_search import ClippedGrid, search_clip
 from tests.quantize.runs import SHAPE, read_folder, write_text
 from tests.tiny_models import make_tiny_awq_checkpoint, make_tiny_hf_checkpoint
@@ -87,6 +87,20 @@ def test_rtn_has_no_table_and_no_calibration(tmp_path: Path, model: Path) -> Non
     assert "rtn, 4 bits, groups of 32" in result.stdout
 
 
+def test_bits_of_layers_that_differ_are_shown(tmp_path: Path, model: Path, texts: Path) -> None:
+    output = tmp_path / "out"
+    result = run(
+        model, "-o", output, "--calib", texts, "--method", "awq+gptq", "--bits", 3, "--bits-for", "down_proj=8", *QUICK
+    )
+    assert result.exit_code == 0, result.output
+    assert "RTN → awq+gptq" in result.stdout
+    assert len(re.findall("8 bits", result.stdout)) >= 2
+    assert "down_proj: 8" in result.stdout
+    written = open_model(str(output)).quantization
+    assert written is not None
+    assert written.all_bits == (3, 8)
+
+
 def test_reverted_blocks_are_shown(tmp_path: Path, model: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def search_badly(*arguments: Any) -> ClippedGrid:
         grid = search_clip(*arguments)
@@ -117,6 +131,8 @@ BAD_OPTIONS = [
     (("--group-size", "large"), "'large' is no group size"),
     (("--act-order",), "no meaning with --method awq"),
     (("--rounding-steps", 0), "0 rounding steps"),
+    (("--activation-memory", -1), "-1.0 GiB"),
+    (("--method", "rtn", "--target-bpw", 3), "--target-bpw has no meaning"),
     (("--head-bits", 7), "7 bits for embedding"),
     (("--group-size", 16), "group size of 16"),
     (("--seqlen", 2), "2 tokens are too short"),
@@ -181,7 +197,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise QuantizationError("the disk is on fire", remedy="put it out")
 
-    monkeypatch.setattr(pipeline, "write_awq_checkpoint", fail)
+    monkeypatch.setattr(run_output, "write_awq_checkpoint", fail)
     error = refuse(model, "-o", tmp_path / "deep" / "out", "--calib", texts, *QUICK)
     assert error.remedy == "put it out"
     assert not list((tmp_path / "deep").iterdir())

@@ -10,7 +10,7 @@ import torch
 from edgeawq.checkpoints.open_model import open_model
 from edgeawq.checkpoints.tensor_shapes import list_linear_shapes
 from edgeawq.errors import UsageError
-from edgeawq.quantize import pipeline
+from edgeawq.quantize import run_blocks
 from edgeawq.quantize.bit_choice import BitOptions, choose_bits, measure_options
 from edgeawq.quantize.grid import GridFormat
 from edgeawq.quantize.llama import LINEARS, make_rope, read_block, run_block
@@ -109,7 +109,7 @@ def test_the_choice_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.Monkey
     text = write_text(tmp_path / "text.txt", 1)
     settings = quick_settings(target_bpw=3.5)
     quantize_model(model, tmp_path / "whole", settings, calibration=text, n_threads=1)
-    quantize_block = pipeline.quantize_block
+    quantize_block = run_blocks.quantize_block
 
     def stop(layer: int, *rest: object) -> object:
         if layer == 1:
@@ -117,14 +117,14 @@ def test_the_choice_is_not_made_twice(tmp_path: Path, monkeypatch: pytest.Monkey
         return quantize_block(layer, *rest)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "quantize_block", stop)
+        patch.setattr(run_blocks, "quantize_block", stop)
         with pytest.raises(KeyboardInterrupt):
             quantize_model(model, tmp_path / "out", settings, calibration=text, n_threads=1)
 
     def refuse(*_: object) -> None:
         raise AssertionError("the choice was there")
 
-    monkeypatch.setattr(pipeline, "measure_options", refuse)
+    monkeypatch.setattr(run_blocks, "measure_options", refuse)
     quantize_model(model, tmp_path / "out", settings, calibration=text, n_threads=1)
     assert read_folder(tmp_path / "out") == read_folder(tmp_path / "whole")
 

@@ -7,6 +7,7 @@ import torch
 from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import QuantizedLinear
 from edgeawq.errors import QuantizationError
+from edgeawq.quantize import gptq
 from edgeawq.quantize.gptq import (
     LAZY_COLUMNS,
     GptqPlan,
@@ -128,6 +129,18 @@ def test_every_refinement_lowers_the_damped_error() -> None:
         assert bool((after <= before * (1 + 2e-3)).all()), number
     assert float(losses[-1].sum()) < 0.95 * float(losses[0].sum())
     assert torch.equal(grid.scales, grid.scales.half().float())
+
+
+def test_rows_are_fitted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gram = make_layer(9)
+    form, source = GridFormat(3, 32), weight.t().contiguous()
+    steps, grid = round_columns(source, gram, form, GptqPlan(), None)
+    whole = fit_scales(source, gram, steps, grid, form, 0.01)
+    monkeypatch.setattr(gptq, "SYSTEM_ELEMENTS", 5 * (WIDTH // 32) ** 2)
+    parts = fit_scales(source, gram, steps, grid, form, 0.01)
+    assert torch.allclose(parts.scales, whole.scales, rtol=2e-3)
+    assert torch.equal(parts.zeros, whole.zeros)
+    assert not torch.equal(whole.scales, grid.scales)
 
 
 def test_silent_inputs_zero_groups_and_zero_rows_stay_finite() -> None:

@@ -15,7 +15,7 @@ from edgeawq.checkpoints.grid import dequantize, quantize_rtn
 from edgeawq.checkpoints.model import QuantizedLinear
 from edgeawq.checkpoints.open_model import open_model
 from edgeawq.errors import EdgeawqError, QuantizationError, UsageError
-from edgeawq.quantize import block, block_task, pipeline, self_text
+from edgeawq.quantize import block, block_task, run_blocks, run_output, self_text
 from edgeawq.quantize.block import QuantizedBlock
 from edgeawq.quantize.block_store import BlockStore
 from edgeawq.quantize.clip_search import ClippedGrid, search_clip
@@ -316,11 +316,11 @@ def test_perplexity_in_the_report_is_that_of_the_written_checkpoint(tmp_path: Pa
 
 
 FAILURES = {
-    "calibration": (pipeline, "read_calibration"),
+    "calibration": (run_blocks, "read_calibration"),
     "search": (block, "search_scales"),
     "loss": (block_task, "measure_block_loss"),
-    "head": (pipeline, "quantize_rtn"),
-    "writing": (pipeline, "write_awq_checkpoint"),
+    "head": (run_output, "quantize_rtn"),
+    "writing": (run_output, "write_awq_checkpoint"),
 }
 
 
@@ -346,7 +346,7 @@ def test_nothing_is_left_after_a_failure(
         raise error
 
     if place == "half written":
-        monkeypatch.setattr(pipeline.Run, "list_linears", lambda run: (fail() for _ in range(1)))
+        monkeypatch.setattr(run_output, "list_linears", lambda run: (fail() for _ in range(1)))
     elif place == "loading":
         monkeypatch.setattr(BlockStore, "load", fail)
     else:

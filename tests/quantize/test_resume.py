@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from edgeawq.errors import QuantizationError
-from edgeawq.quantize import block_store, block_task, pipeline, self_text
+from edgeawq.quantize import block_store, block_task, run_blocks, self_text
 from edgeawq.quantize.activations import StoredActivations
 from edgeawq.quantize.block_store import open_store
 from edgeawq.quantize.pipeline import quantize_model
@@ -40,13 +40,13 @@ def text(tmp_path: Path) -> Path:
 def worked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The blocks that were quantized, in order."""
     layers: list[int] = []
-    quantize_block = pipeline.quantize_block
+    quantize_block = run_blocks.quantize_block
 
     def record(layer: int, *rest: Any) -> Any:
         layers.append(layer)
         return quantize_block(layer, *rest)
 
-    monkeypatch.setattr(pipeline, "quantize_block", record)
+    monkeypatch.setattr(run_blocks, "quantize_block", record)
     return layers
 
 
@@ -148,7 +148,7 @@ def test_text_that_the_model_wrote_is_not_written_twice(tmp_path: Path, monkeypa
     def refuse(*_: object) -> None:
         raise AssertionError("the text was there")
 
-    monkeypatch.setattr(pipeline, "write_calibration", refuse)
+    monkeypatch.setattr(run_blocks, "write_calibration", refuse)
     run(folder, model, None)
     assert read_folder(folder) == read_folder(tmp_path / "whole")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgeawq.checkpoints.open_model import open_model
+from edgeawq.errors import MissingExtraError
 from edgeawq.quantize.pipeline import quantize_model
 from edgeawq.quantize.settings import QuantizeSettings
 from edgeawq.runtime.decoder import Decoder
@@ -38,3 +39,20 @@ def test_every_width_answers_as_torch_does(tmp_path: Path, group_size: int, is_s
     with Decoder.open(bundle, activations="int8") as decoder:
         # A group of a whole row shares one scale of its activations.
         assert normalized_error(decoder.forward_all(tokens), expected) < 0.1
+
+
+@pytest.mark.model
+def test_the_embedded_model_in_two_and_three_bits_answers_as_torch_does(tmp_path: Path) -> None:
+    try:
+        source = open_model("embedded:smollm2-135m-instruct")
+    except MissingExtraError as error:
+        pytest.skip(f"{error.what}: {error.remedy}")
+    overrides = ((r"layers\.(0|7|29)\.", 4), (r"layers\.(3|12|21)\.", 2))
+    settings = QuantizeSettings(method="rtn", bits=3, group_size=64, bits_for=overrides)
+    quantize_model(source, tmp_path / "checkpoint", settings, n_threads=2)
+    checkpoint = open_model(str(tmp_path / "checkpoint"))
+    pack_checkpoint(checkpoint, host_profile(), tmp_path / "model.edgeawq")
+    tokens = list(range(1000, 1048))
+    expected = reference_logits(checkpoint, tokens)
+    with Decoder.open(tmp_path / "model.edgeawq", activations="float") as decoder:
+        assert normalized_error(decoder.forward_all(tokens), expected) < 1e-6
