@@ -45,7 +45,12 @@ ENVIRONMENTS = {
     "llm-compressor": [["llmcompressor"]],
     "auto-round": [["auto-round"]],
     "gptqmodel": [["torch", "numpy", "setuptools", "wheel"], ["--no-build-isolation", "gptqmodel"]],
-    "autoawq": [["torch<2.8", "transformers==4.51.3", "setuptools", "wheel"], ["--no-build-isolation", "autoawq==0.2.9"]],
+    # Its newest release wants the transformers of its time, and these want older data sets.
+    "autoawq": [
+        ["torch<2.8", "setuptools", "wheel"],
+        ["--no-build-isolation", "autoawq==0.2.9"],
+        ["transformers==4.51.3", "datasets<4"],
+    ],
 }
 
 
