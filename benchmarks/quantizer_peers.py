@@ -45,9 +45,11 @@ ENVIRONMENTS = {
     "llm-compressor": [["llmcompressor"]],
     "auto-round": [["auto-round"]],
     "gptqmodel": [["torch", "numpy", "setuptools", "wheel"], ["--no-build-isolation", "gptqmodel"]],
+    # Its newest release wants the transformers of its time, and these want older data sets.
     "autoawq": [
-        ["torch<2.8", "transformers==4.51.3", "setuptools", "wheel"],
+        ["torch<2.8", "setuptools", "wheel"],
         ["--no-build-isolation", "autoawq==0.2.9"],
+        ["transformers==4.51.3", "datasets<4"],
     ],
 }
 
@@ -136,7 +138,8 @@ def run_process(command: list[str | Path], log: Path, environment: dict[str, str
     """(wall seconds, CPU seconds, peak GiB) of a command; ends the program where it fails."""
     before = time.perf_counter()
     with log.open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | environment)
+        # Some peers write logs into the folder that they run in.
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | environment, cwd=log.parent)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"ended with {os.waitstatus_to_exitcode(status)}; see {log}")
@@ -153,7 +156,7 @@ def run_peer(peer: Peer, folder: Path, output: Path, model: str, bits: int, grou
         "TOKENIZERS_PARALLELISM": "0",
     }
     if peer.driver:
-        command = [
+        command: list[str | Path] = [
             folder / "environments" / peer.environment / "bin" / "python", DRIVERS / peer.driver,
             "--model", folder / "float", "--tokens", folder / "calibration.npy", "--output", output,
             "--bits", str(bits), "--group-size", str(group_size), *peer.arguments,
@@ -263,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("prepare", "run", "evaluate", "show"):
-        commands.add_parser(name).add_argument("folder", type=Path)
+        commands.add_parser(name).add_argument("folder", type=lambda text: Path(text).resolve())
     for name in ("run", "evaluate"):
         parser_of = commands.choices[name]
         parser_of.add_argument("--text", type=Path, required=True)
@@ -276,6 +279,10 @@ def main() -> None:
     commands.choices["evaluate"].add_argument("--eval-tokens", type=int, default=12 * 1024)
     runner.add_argument("--peer", action="append", choices=[peer.name for peer in PEERS], help="only this one; repeat")
     options = parser.parse_args()
+    # The programs run in the results' folder: edgeawq must be found from there too.
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH")])
+    )
     if options.command == "run":
         run(options)
     elif options.command == "evaluate":

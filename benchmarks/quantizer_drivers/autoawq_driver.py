@@ -1,6 +1,6 @@
 """AutoAWQ: the reference implementation of AWQ for users.
 
-pip install autoawq==0.2.9 transformers==4.51.3 'torch<2.8'
+pip install autoawq==0.2.9 'torch<2.8'; then transformers==4.51.3 'datasets<4'
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def command(models: tuple[str, ...], text: Path, html: Path | None, as_json: boo
     """
     from edgeawq.cli.console import get_console
     from edgeawq.cli.eval_run import Options, compare
-    from edgeawq.cli.eval_table import make_error_table, make_score_table, make_task_table
+    from edgeawq.cli.eval_table import describe_setting, make_error_table, make_score_table, make_task_table
     from edgeawq.quantize.scores import EvaluationSetting
 
     setting = EvaluationSetting(given["tokens"], given["chunk"], given["stride"] or given["chunk"])
@@ -86,10 +86,12 @@ def command(models: tuple[str, ...], text: Path, html: Path | None, as_json: boo
         click.echo(json.dumps(comparison.describe(), allow_nan=False))
         return
     console = get_console()
+    console.print(describe_setting(comparison), highlight=False)
     console.print(make_score_table(comparison))
     for remark in dict.fromkeys(result.remark for result in comparison.results if result.remark):
         console.print(f"[yellow]note:[/] {remark}", highlight=False)
     if any(result.tasks for result in comparison.results):
+        console.print("Multiple-choice accuracy in %", highlight=False)
         console.print(make_task_table(comparison))
     if given["layers"]:
         for result in comparison.results:

@@ -25,19 +25,23 @@ def is_bundle(reference: str) -> bool:
     return (Path(reference).expanduser() / MANIFEST).is_file()
 
 
-def open_bundle_engine(reference: str, chunk: int, threads: int) -> Engine:
-    """The bundle with a context of one window; raises UsageError where the model's own is shorter."""
-    from edgeawq.runtime.engine import open_engine
+def check_bundle(reference: str, chunk: int) -> None:
+    """Raise, before any work is done, where a bundle cannot be read or its context is shorter than a window."""
     from packager.manifest import read_manifest
 
-    folder = Path(reference).expanduser()
-    longest = read_manifest(folder).model.max_position_embeddings
+    longest = read_manifest(Path(reference).expanduser()).model.max_position_embeddings
     if chunk > longest:
         raise UsageError(
             f"windows of {chunk} tokens do not fit into the context of {reference}, {longest}",
             remedy=f"give --chunk {longest} or less",
         )
-    return open_engine(folder, n_threads=threads, context_length=chunk)
+
+
+def open_bundle_engine(reference: str, chunk: int, threads: int) -> Engine:
+    """The bundle with a context of one window."""
+    from edgeawq.runtime.engine import open_engine
+
+    return open_engine(Path(reference).expanduser(), n_threads=threads, context_length=chunk)
 
 
 def read_bundle_tokens(engine: Engine, text: Path, n_tokens: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeawq.cli.eval_bundle import (
+    check_bundle,
     is_bundle,
     measure_bundle_storage,
     open_bundle_engine,
@@ -64,12 +65,15 @@ class Subject:
         return "float" if self.is_float else "quantized"
 
 
-def open_subjects(models: tuple[str, ...], reference: str | None) -> tuple[list[Subject], Subject | None]:
+def open_subjects(models: tuple[str, ...], reference: str | None, chunk: int) -> tuple[list[Subject], Subject | None]:
     """All models, and the one that is the reference; an explicit reference comes first where it is not listed."""
     from edgeawq.checkpoints.open_model import open_model
 
     def open_one(name: str) -> Subject:
-        return Subject(name, None if is_bundle(name) else open_model(name))
+        if is_bundle(name):
+            check_bundle(name, chunk)
+            return Subject(name, None)
+        return Subject(name, open_model(name))
 
     subjects = [open_one(name) for name in dict.fromkeys(models)]
     if reference is None:
@@ -100,7 +104,7 @@ def compare(models: tuple[str, ...], reference: str | None, options: Options) ->
         from edgeawq.quantize.harness import check_harness
 
         check_harness()
-    subjects, chosen = open_subjects(models, reference)
+    subjects, chosen = open_subjects(models, reference, options.setting.chunk)
     with make_token_bar(get_error_console()) as bar, start_workers(options.threads) as workers, torch.no_grad():
         session = Evaluator(options, bar, workers)
         with session.use_reference(chosen):

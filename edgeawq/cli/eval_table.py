@@ -19,9 +19,7 @@ def make_score_table(comparison: Comparison) -> Table:
     from rich.table import Table
 
     compares = any(result.score.divergence is not None for result in comparison.results)
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title_justify="left", title_style="", title=title(comparison)
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("model", overflow="fold", ratio=1)
     table.add_column("bits/w", justify="right", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)
@@ -43,7 +41,7 @@ def name_results(comparison: Comparison) -> list[str]:
     return shorten_names([result.name for result in comparison.results])
 
 
-def title(comparison: Comparison) -> str:
+def describe_setting(comparison: Comparison) -> str:
     """What was measured, in words."""
     words = [f"{comparison.text}, {comparison.n_scored:,} predicted tokens", comparison.setting.describe()]
     if comparison.reference is not None:
@@ -91,11 +89,11 @@ def show_number(perplexity: float) -> str:
 
 
 def make_task_table(comparison: Comparison) -> Table:
-    """Accuracy of every task for every model."""
+    """Accuracy in percent of every task for every model."""
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, title="Multiple-choice accuracy in %", title_justify="left", title_style="")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     names = list(dict.fromkeys(task for result in comparison.results for task in result.tasks))
     table.add_column("model", overflow="fold")
     for name in names:

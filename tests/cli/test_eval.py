@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from edgeawq.checkpoints.open_model import open_model
 from edgeawq.cli.eval import command
 from edgeawq.cli.quantize import command as quantize_command
-from edgeawq.errors import EdgeawqError, MissingExtraError, UsageError
+from edgeawq.errors import BundleError, EdgeawqError, MissingExtraError, UsageError
 from packager.pack import pack_checkpoint
 from tests.quantize.runs import SHAPE, write_text
 from tests.runtime.native_bundles import host_profile
@@ -191,6 +191,13 @@ def test_wrong_texts_are_named(model: Path, tmp_path: Path) -> None:
     assert "at least 64" in str(refuse(model, "--text", short))
 
 
+def test_a_damaged_bundle_is_refused_before_any_work(model: Path, text: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    result = run(model, tmp_path, "--text", text, *QUICK)
+    assert isinstance(result.exception, BundleError)
+    assert "tokens/s" not in result.output
+
+
 def test_awq_checkpoints_of_another_shape_have_no_layers(model: Path, text: Path, tmp_path: Path) -> None:
     other = make_tiny_awq_checkpoint(tmp_path / "wide", 4, group_size=32, **{**SHAPE, "intermediate": 128})
     error = refuse(model, other, "--text", text, *QUICK, "--layers")
@@ -213,7 +220,7 @@ def test_a_bundle_runs_in_its_own_runtime(text: Path, tmp_path: Path) -> None:
     assert packed["score"]["divergence"]["top1_agreement"] > 0.7
     strided = measure(*arguments, "--stride", 32)["results"][1]
     assert strided["score"]["n_tokens"] == 399
-    assert "is a bundle" in str(refuse(checkpoint, "--reference", bundle, "--text", text))
+    assert "is a bundle" in str(refuse(checkpoint, "--reference", bundle, "--text", text, *QUICK))
     assert "do not fit into the context" in str(refuse(bundle, "--text", text, "--chunk", 4096))
     alone = measure(bundle, "--text", text, "--tokens", 400, *QUICK)["results"]
     assert alone[0]["score"]["perplexity"] == pytest.approx(packed["score"]["perplexity"], rel=1e-3)

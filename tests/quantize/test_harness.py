@@ -98,7 +98,11 @@ metric_list:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_task_of_ones_own(
-    model: TinyCheckpoint, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: TinyCheckpoint,
+    workers: Workers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
@@ -112,5 +116,7 @@ def test_a_task_of_ones_own(
     found = run_tasks(source, model, ["tiny_choice"], workers, task_folder=tmp_path / "tasks")
     assert found["tiny_choice"].accuracy * 20 == pytest.approx(round(found["tiny_choice"].accuracy * 20))
     assert found["tiny_choice"].normalized_accuracy is not None
+    assert found["tiny_choice"].standard_error is not None
+    assert "it/s" not in capfd.readouterr().err  # its progress bars would tear ours
     with pytest.raises(UsageError, match="no task 'absent_task'"):
         run_tasks(source, model, ["absent_task"], workers, task_folder=tmp_path / "tasks")
