@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -46,6 +47,9 @@ def measure(target: str | None, **options: Any) -> int:
     """
     if options["serve"]:
         return _serve(target, options)
+    if find_spec("edgeawq.deploy") is None:
+        # On a device there is no report and no place to keep profiles: the host has both.
+        options |= {"no_store": True, "json_file": options["json_file"] or "-"}
     profile = _measure(target, options)
     if not options["no_store"]:
         store(profile)
@@ -195,6 +199,8 @@ def _show(profile: Profile, options: dict[str, Any]) -> None:
         return
     if options["json_file"] is not None:
         _write(Path(options["json_file"]), dump_profile(profile))
+    if find_spec("edgeawq.profiling.report_text") is None:
+        return
     from edgeawq.cli.console import get_console
     from edgeawq.profiling.report_text import make_report
 

@@ -60,7 +60,7 @@ class Decoder:
         self._cosines, self._sines = make_rotary_tables(bundle, context_length)
         self._context = make_context(bundle, self._buffers, self._cosines, self._sines, n_threads, self.kv_bits)
         self._context_address = int(self._context.ctypes.data)
-        self._traces: list[npt.NDArray[np.int64] | None] = []
+        self._traces: list[npt.NDArray[np.int64]] = []
         serve = self._native.function(f"edgeawq_serve_{activations}", 2)
         stop = self._native.function("edgeawq_stop", 1)
         keep = (self._native, self._context, self._buffers, bundle, self._cosines, self._sines)
@@ -171,7 +171,8 @@ class Decoder:
                 f"a trace for {self.n_threads} threads has another shape", remedy="see cpu_kernels.abi"
             )
         self._context[abi.TRACE] = 0 if trace is None else trace.ctypes.data
-        self._traces.append(trace)  # a thread may still be writing its last mark
+        if trace is not None and not any(trace is kept for kept in self._traces):
+            self._traces.append(trace)  # for good: a thread may still be writing its last mark
 
     def rewind(self, position: int) -> None:
         """Forget every token from `position` on."""

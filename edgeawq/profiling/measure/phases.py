@@ -14,7 +14,7 @@ from edgeawq.profiling.measure.costs import StepShape, estimate_step, find_bits
 from edgeawq.profiling.measure.generation import TokenTime, decoder_of, fill_cache, plain_tokens, time_tokens
 from edgeawq.profiling.measure.roofs import choose_compute_roof, choose_memory_roof, place_operation
 from edgeawq.profiling.measure.statistics import invert, summarize
-from edgeawq.profiling.measure.trace import TRACED, Tracer
+from edgeawq.profiling.measure.trace import TRACED, Marks, Tracer
 from edgeawq.profiling.schema import (
     CacheFacts,
     Measurement,
@@ -72,44 +72,55 @@ def measure_decode(engine: Engine, position: int, budget_s: float, around: Surro
 
 
 def measure_prefill(engine: Engine, budget_s: float, around: Surroundings) -> PhasePoint | None:
-    """Read a prompt of PREFILL_STEPS native steps into an empty context; None where the kernels have no trace."""
+    """Read a prompt of PREFILL_STEPS native steps into an empty context; None where the kernels have no trace.
+
+    On a device that takes longer for that than the budget, a prompt of one step.
+    """
     decoder = decoder_of(engine)
     tokens_per_step = min(abi.MAX_TOKENS, decoder.context_length // PREFILL_STEPS)
     prompt = plain_tokens(decoder.config.vocab_size, tokens_per_step * PREFILL_STEPS)
     tracer = Tracer(decoder)
-    readings: list[tuple[float, np.ndarray, np.ndarray]] = []
-    counters: list[tuple[int, float]] = []
+    # the first pass touches memory for the first time, and says how fast this device is
+    _, first_counter, first_s = _trace_prompt(decoder, tracer, prompt[:tokens_per_step], tokens_per_step)
+    if not tracer.works:
+        return None
+    n_steps = PREFILL_STEPS if PREFILL_STEPS * first_s <= budget_s else 1
+    least = 3 if n_steps * first_s <= budget_s else 1
+    prompt = prompt[: n_steps * tokens_per_step]
+    counters = [first_counter]
+    traced: list[tuple[float, Marks]] = []
     plain: list[float] = []
     start = time.perf_counter()
-    for index in range(MOST_BLOCKS):
-        tracer.switch(True)
-        before = tracer.read()
-        seconds, ended = _time_prompt(decoder, prompt, tokens_per_step)
-        tracer.switch(False)
-        if not tracer.works:
-            return None
-        marks = tracer.read()
+    while len(traced) < MOST_BLOCKS and (len(traced) < least or time.perf_counter() - start < budget_s):
+        marks, counter, seconds = _trace_prompt(decoder, tracer, prompt, tokens_per_step)
+        traced.append((seconds, marks))
+        counters.append(counter)
         plain.append(_time_prompt(decoder, prompt, tokens_per_step)[0])
-        if index == 0:
-            plain.clear()  # memory was touched for the first time
-            continue
-        passed = marks.since(before)
-        readings.append((seconds, passed.ticks, passed.calls))
-        counters.append((marks.counter, ended))
-        if len(readings) >= 3 and time.perf_counter() - start > budget_s:
-            break
     decoder.rewind(0)
     rate = find_tick_rate(counters)
-    steps = []
-    for seconds, ticks, calls in readings:
-        by_kind = dict(zip(TRACED, (ticks / rate / PREFILL_STEPS).tolist(), strict=True))
-        step_seconds = seconds / PREFILL_STEPS
-        by_kind["python"] = max(0.0, step_seconds - sum(by_kind.values()))
-        steps.append(_Step(step_seconds, by_kind, dict(zip(TRACED, (calls / PREFILL_STEPS).tolist(), strict=True))))
-    costs = _mean_prefill_cost(decoder, tokens_per_step)
-    middle = tokens_per_step * PREFILL_STEPS // 2
-    plain_steps = [seconds / PREFILL_STEPS for seconds in plain]
+    steps = [_split_prompt(seconds / n_steps, marks, rate * n_steps, n_steps) for seconds, marks in traced]
+    costs = _mean_prefill_cost(decoder, tokens_per_step, n_steps)
+    middle = tokens_per_step * n_steps // 2
+    plain_steps = [seconds / n_steps for seconds in plain]
     return _describe("prefill", decoder, tokens_per_step, middle, steps, plain_steps, costs, around)
+
+
+def _trace_prompt(
+    decoder: Decoder, tracer: Tracer, prompt: list[int], tokens_per_step: int
+) -> tuple[Marks, tuple[int, float], float]:
+    """(what was marked, the kernels' counter and the clock at the end, seconds) of reading a prompt."""
+    tracer.switch(True)
+    before = tracer.read()
+    seconds, ended = _time_prompt(decoder, prompt, tokens_per_step)
+    tracer.switch(False)
+    after = tracer.read()
+    return after.since(before), (after.counter, ended), seconds
+
+
+def _split_prompt(step_seconds: float, marks: Marks, ticks_per_s: float, n_steps: int) -> _Step:
+    by_kind = dict(zip(TRACED, (marks.ticks / ticks_per_s).tolist(), strict=True))
+    by_kind["python"] = max(0.0, step_seconds - sum(by_kind.values()))
+    return _Step(step_seconds, by_kind, dict(zip(TRACED, (marks.calls / n_steps).tolist(), strict=True)))
 
 
 def find_tick_rate(pairs: Sequence[tuple[int, float]]) -> float:
@@ -138,16 +149,14 @@ def _time_prompt(decoder: Decoder, prompt: list[int], tokens_per_step: int) -> t
     return end - start, end
 
 
-def _mean_prefill_cost(decoder: Decoder, tokens: int) -> Mapping[OperationKind, Estimates]:
+def _mean_prefill_cost(decoder: Decoder, tokens: int, n_steps: int) -> Mapping[OperationKind, Estimates]:
     """Cost of the mean step of a prompt; every step ends with one row of logits."""
     manifest = decoder.bundle.manifest
     total: dict[OperationKind, Estimates] = {}
-    for step in range(PREFILL_STEPS):
+    for step in range(n_steps):
         for kind, cost in estimate_step(manifest, StepShape(tokens, step * tokens), kv_bits=decoder.kv_bits).items():
             total[kind] = total[kind] + cost if kind in total else cost
-    return {
-        kind: Estimates(cost.operations // PREFILL_STEPS, cost.bytes // PREFILL_STEPS) for kind, cost in total.items()
-    }
+    return {kind: Estimates(cost.operations // n_steps, cost.bytes // n_steps) for kind, cost in total.items()}
 
 
 def _describe(
@@ -197,6 +206,6 @@ def _describe(
 
 
 def _compare(traced: Measurement, plain: Measurement) -> float:
-    """What tracing adds: of the lower quartiles, which other programs disturb least."""
-    share = traced.lower_quartile / plain.lower_quartile - 1 if plain.lower_quartile > 0 else 0.0
+    """What tracing adds: to the shortest steps, which nothing has disturbed."""
+    share = traced.minimum / plain.minimum - 1 if plain.minimum > 0 else 0.0
     return min(max(share, -1.0), 10.0)

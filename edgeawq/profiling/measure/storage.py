@@ -8,7 +8,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
-from ctypes import addressof, c_char
+from ctypes import CDLL, addressof, c_char, c_size_t, c_void_p
 from pathlib import Path
 
 from cpu_kernels.probe import words
@@ -98,27 +98,23 @@ def measure_storage(path: Path, *, now: Callable[[], float] = time.perf_counter)
 def drop_cached(descriptor: int) -> bool:
     """Ask the system to forget a file's pages; True when (nearly) none of them is in memory afterwards."""
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    share = cached_share(descriptor)
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)  # looking may have begun to read ahead
-    return share <= CACHED_SHARE
+    return cached_share(descriptor) <= CACHED_SHARE
 
 
-def cached_share(descriptor: int, samples: int = 64) -> float:
-    """Share of a file that is in the page cache, from pages all over it; 1 where the system does not tell."""
+def cached_share(descriptor: int) -> float:
+    """Share of a file's pages in the page cache, by mincore, which reads nothing; 1 where the system does not tell."""
     size = os.fstat(descriptor).st_size
-    pages = max(1, size // mmap.PAGESIZE)
-    chosen = sorted({index * pages // samples for index in range(samples)})
-    found = 0
-    with mmap.mmap(-1, mmap.PAGESIZE) as buffer:
-        for page in chosen:
-            try:
-                # Reads nothing that is not there already.
-                found += os.preadv(descriptor, [buffer], page * mmap.PAGESIZE, os.RWF_NOWAIT) > 0
-            except BlockingIOError:
-                continue
-            except OSError:
-                return 1.0
-    return found / len(chosen)
+    pages = -(-size // mmap.PAGESIZE)
+    if not pages:
+        return 0.0
+    states = bytearray(pages)
+    # A private mapping, which ctypes may take the address of; nothing is written to it.
+    with mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE) as memory:
+        first, vector = c_char.from_buffer(memory), c_char.from_buffer(states)
+        library = CDLL(None, use_errno=True)
+        failed = library.mincore(c_void_p(addressof(first)), c_size_t(size), c_void_p(addressof(vector)))
+        del first, vector
+    return 1.0 if failed else sum(state & 1 for state in states) / pages
 
 
 def _repeat_read(sample: Callable[[], float], size: int) -> Measurement:

@@ -302,3 +302,12 @@ def test_a_push_can_measure_the_device_and_is_not_harmed_by_a_failure(
     monkeypatch.setattr(profile_measure, "measure_device_named", fail)
     link.measure(None)
     assert len(stored) == 1 and "it went away" in Display.notes[0]
+
+
+def test_a_slow_device_reads_a_prompt_of_one_step(engine: Engine) -> None:
+    prefill = measure_prefill(engine, 0.0, Surroundings((), ()))
+    assert prefill is not None
+    assert prefill.context_tokens == abi.MAX_TOKENS // 2
+    assert prefill.seconds_per_step.repetitions == prefill.untraced_seconds_per_step.repetitions == 1
+    (qkv,) = [operation for operation in prefill.operations if operation.kind == "qkv"]
+    assert qkv.calls == decoder_of(engine).config.n_layers
