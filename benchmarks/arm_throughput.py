@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.arm_loops import MODELS, Loop, count_cycles, find_tool, read_function
 from cpu_kernels.build import build
-from cpu_kernels.linear import estimate_linear
+from cpu_kernels.estimates import estimate_linear
 from device_profiles.profile import DeviceProfile, load_profile
 
 BOARDS = ("pi4", "pi5")

@@ -19,7 +19,6 @@ from cpu_kernels import abi
 from cpu_kernels.elementwise import make_exponential
 from cpu_kernels.isa_ops import OPTIONS
 from cpu_kernels.kv_cache import BLOCK, BLOCK_F32, FEATURES, make_cache_kernels
-from cpu_kernels.linear import Estimates
 from cpu_kernels.vectors import (
     Vector,
     float_of_bits,
@@ -35,11 +34,6 @@ from cpu_kernels.vectors import (
 )
 
 _LOWEST = np.float32(-1e30)  # instead of -inf: the difference of two of them is 0, not NaN
-
-
-def estimate_attention(n_heads: int, n_kv_heads: int, head_dim: int, positions: int) -> Estimates:
-    """Cost of one token's attention in one layer: two products; keys and values in float16 read once."""
-    return Estimates(operations=4 * n_heads * head_dim * positions, bytes=4 * n_kv_heads * head_dim * positions)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,9 @@ An activation row in memory: int8 [in_features], float32 scales [groups], float3
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numba import njit, types
 
-from cpu_kernels.abi import zero_bits
 from cpu_kernels.isa_ops import OPTIONS, IsaOps, RecordKernels
 from cpu_kernels.vectors import (
     bit_field,
@@ -29,24 +26,6 @@ from cpu_kernels.vectors import (
     widen_unsigned,
     zero,
 )
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What one call costs: operations (a multiply-add is 2) and bytes read or written once."""
-
-    operations: int
-    bytes: int
-
-
-def estimate_linear(out_features: int, in_features: int, bits: int, group_size: int, tokens: int = 1) -> Estimates:
-    """Cost of a linear layer on `tokens` rows: weights once, int8 activations and float32 results once a token."""
-    groups = in_features // group_size
-    weights = out_features * (in_features * bits + groups * (16 + zero_bits(bits))) // 8  # a scale has 16 bits
-    return Estimates(
-        operations=2 * tokens * out_features * in_features,
-        bytes=weights + tokens * (in_features + 8 * groups + 4 * out_features),
-    )
 
 
 def make_float(ops: IsaOps, bits: int) -> RecordKernels:

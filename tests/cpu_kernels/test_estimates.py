@@ -5,7 +5,6 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpu_kernels import linear
 from cpu_kernels.abi import QUERY_BLOCK
 from cpu_kernels.estimates import Estimates, estimate_attention, estimate_linear, estimate_merge, weight_bytes
 
@@ -17,12 +16,11 @@ from cpu_kernels.estimates import Estimates, estimate_attention, estimate_linear
     st.sampled_from([2, 3, 4, 8]),
     st.integers(1, 64),
 )
-def test_a_linear_layer_costs_what_its_own_module_says(
+def test_a_linear_layer_costs_two_operations_a_weight_and_at_least_its_weights(
     out_features: int, groups: int, group_size: int, bits: int, tokens: int
 ) -> None:
     here = estimate_linear(out_features, groups * group_size, bits, group_size, tokens)
-    there = linear.estimate_linear(out_features, groups * group_size, bits, group_size, tokens)
-    assert (here.operations, here.bytes) == (there.operations, there.bytes)
+    assert here.operations == 2 * tokens * out_features * groups * group_size
     assert here.bytes >= weight_bytes(out_features, groups * group_size, bits, group_size)
 
 

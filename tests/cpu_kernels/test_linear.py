@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cpu_kernels.linear import estimate_linear
+from cpu_kernels.estimates import estimate_linear
 from edgeawq.checkpoints.model import QuantizedLinear
 from packager.layouts import pack_gate_up, pack_linear
 from tests.cpu_kernels.native_kernels import (

@@ -117,7 +117,7 @@ def make_document(n_layers: int = 2, tied: bool = False) -> dict[str, Any]:
                 "cpu": "x86-64-v3",
                 "features": ["+fma", "-avx512f"],
                 "bits": [4, 8],
-                "abi": 2,
+                "abi": KERNEL_ABI,
             }
         ],
         "tensors": tensors,

@@ -14,7 +14,7 @@ from benchmarks.shapes import Shape, write_bundle
 pytest.importorskip("numba", reason="the kernels are built here")
 
 SHAPE = Shape("memory-test", 1024, 2816, 4, 16, 4, 32000, True)
-CONTEXT = 4096
+CONTEXT = 2048
 FEW_MEGABYTES = 8e6
 
 PROGRAM = """
@@ -53,7 +53,7 @@ def test_resident_memory_is_the_weights_the_cache_and_a_few_megabytes(tmp_path: 
     weights = (folder / "weights.bin").stat().st_size
     cache = 2 * 2 * SHAPE.n_layers * SHAPE.n_kv_heads * SHAPE.head_dim * CONTEXT  # keys and values, float16
     grown = {name: after[name] - before[name] for name in after}
-    assert weights > 30e6 and cache > 15e6  # the test would see either one twice
+    assert weights > 30e6 and cache > 8e6  # the test would see either one twice
     # nothing of the weights is copied: they are pages of the file, all of them after a pass over the prompt
     assert weights * 0.95 < grown["RssFile"] < weights + FEW_MEGABYTES
     assert cache * 0.9 < grown["RssAnon"] + grown["RssShmem"] < cache + FEW_MEGABYTES
