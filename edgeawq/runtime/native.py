@@ -48,7 +48,9 @@ def load_object(native: bytes) -> NativeObject:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     target_machine = llvm.Target.from_default_triple().create_target_machine()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine)
+    # One block of memory for all sections: next to a large file the linker may otherwise find places for code and
+    # constants that are more than 2 GiB apart, and gives up.
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine, use_lmm=True)
     if not native.startswith(b"\x7fELF"):
         raise KernelError("the kernel file is not an ELF object", remedy="pack the checkpoint again")
     elf_machine = {"x86_64": 62, "aarch64": 183}.get(machine())
