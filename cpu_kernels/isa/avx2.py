@@ -62,7 +62,7 @@ def _mean_multiply_bytes(builder: ir.IRBuilder, total: Any, w: Any, x: Any) -> A
 
 def _in_order(builder: ir.IRBuilder, chain: Any) -> Any:
     # Four rows' sums just fit into 16 registers. Added up in another order they do not: LLVM then keeps two of them in
-    # memory, and every block waits for a store and a load (33 instead of 20 cycles for 1024 products on Zen 3).
+    # memory, and every block waits for a store and a load (measured: 12 % of the loop's time on Zen 3).
     return builder.asm(ir.FunctionType(chain.type, [chain.type]), "", "=x,0", [chain], False)
 
 

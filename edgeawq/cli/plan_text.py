@@ -102,7 +102,10 @@ def select_rows(plan: Plan, *, show_all: bool) -> list[Choice]:
 def list_notes(plan: Plan, *, show_all: bool) -> list[tuple[str, str]]:
     """What the marks mean, where the figures come from, and what was assumed: (word, explanation)."""
     device, pick = plan.device, plan.pick
-    notes = [("marks", "→ the usual choice   ● nothing is both faster and more exact   ○ not with this release")]
+    marks = "→ the usual choice   ● nothing is both faster and more exact"
+    if not all(choice.can_build for choice in plan.choices):
+        marks += "   ○ not with this release"
+    notes = [("marks", marks)]
     if not any(choice.fits for choice in plan.choices):
         most = min(choice.memory_bytes for choice in plan.choices)
         notes.append(

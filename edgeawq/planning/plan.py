@@ -28,7 +28,7 @@ from packager.pack import count_bytes_per_token
 # On x86-64 they took 118 MB with a vocabulary of 49,000 tokens; larger ones take more.
 RUNTIME_BYTES = 160 << 20
 KERNEL_BYTES = 250_000  # the native object of a bundle
-QUANTIZER_BITS = (4,)  # what `edgeawq quantize` writes today
+QUANTIZER_BITS = (2, 3, 4, 8)  # what `edgeawq quantize` writes today
 KV_BITS = (16, 8)
 COMFORTABLE = 0.1  # of the memory, left free
 
