@@ -16,7 +16,7 @@ from edgeawq.runtime.starts import note_answer
 
 # name → one line of help. Kept here so that `edgeawq --help` imports nothing but click.
 COMMANDS = {
-    "quantize": "Turn a float model into a 4-bit AWQ checkpoint.",
+    "quantize": "Turn a float model into a quantized checkpoint.",
     "eval": "Compare models on a text: perplexity, divergence, size.",
     "study": "Repeat the AWQ paper's experiments on a model.",
     "plan": "Say what a model would take and give on a device.",
