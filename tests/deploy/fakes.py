@@ -10,6 +10,7 @@ import random
 from pathlib import Path
 
 from packager.manifest import (
+    KERNEL_ABI,
     DeviceSpec,
     FileEntry,
     KernelEntry,
@@ -178,7 +179,7 @@ def make_bundle(
         model=model,
         device=DeviceSpec("pi4", ("neon",), triple, "cortex-a72"),
         files=tuple(files),
-        kernels=(KernelEntry("kernels/neon.o", "neon", triple, "cortex-a72", (), (8,), 2),),
+        kernels=(KernelEntry("kernels/neon.o", "neon", triple, "cortex-a72", (), (8,), KERNEL_ABI),),
         tensors=tuple(tensors),
     )
     data = dump_manifest(manifest)
