@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def test_a_failure_is_raised_and_the_rest_not_started() -> None:
         started.append(item)
         if item == 1:
             raise ValueError("item 1")
+        time.sleep(0.002)  # else all may be done before the failure is seen
 
     with start_workers(1) as workers, pytest.raises(ValueError, match="item 1"):
         workers.run(work, range(1000))

