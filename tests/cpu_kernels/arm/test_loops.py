@@ -39,9 +39,12 @@ def test_a_pi5_takes_activations_by_lane(symbol):
         assert loop.count(SPILL) == 0
 
 
-@pytest.mark.parametrize(("board", "most"), [("pi4", 8.7), ("pi5", 6.1)])
+@pytest.mark.parametrize(("board", "most"), [("pi4", 8.5), ("pi5", 6.0)])
 def test_instructions_for_32_weights(board, most):
     per_product = {"pi4": 8, "pi5": 16}[board]
     for loop in multiply_loops(board, "linear_w4a8"):
         products = per_product * loop.count(r"sm(ul|la)l|sdot")
-        assert len(loop.body) * 32 / products <= most
+        # apart from what asks for weights ahead: a line for 64 bytes, which are 128 weights
+        lines = loop.count("prfm")
+        assert lines in (0, products // 128)
+        assert (len(loop.body) - lines) * 32 / products <= most

@@ -64,14 +64,17 @@ def ext4(image: Path, folder: Path, options: str = "") -> Iterator[Path]:
 STOP_AT = """
 import os, signal, threading
 def _install(names, targets):
-    lock, count = threading.Lock(), [0]
+    lock, stopping, count = threading.Lock(), threading.Lock(), [0]
     def wrap(real):
         def step(*arguments, **more):
             with lock:
                 number = count[0]
                 count[0] += 1
             if number in targets:
-                os.kill(os.getpid(), signal.SIGSTOP)
+                # One stop after the other: two at once would be one. This thread's own signal ends the call, so
+                # that the lock is free again only when the process goes on.
+                with stopping:
+                    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
             return real(*arguments, **more)
         return step
     for name in names:

@@ -60,7 +60,7 @@ def test_power_cuts(large_stage: Stage, tmp_path: Path, as_root: None, mode: str
         photographer.close()
         last = tmp_path / "last.img"
         copy_when_quiet(image, last)
-    assert len(photographer.copies) >= len(moments) * 0.5, "two threads may stop at once"
+    assert len(photographer.copies) >= len(moments) * 0.8, "a push may have a few steps less than the one before"
     found: list[str] = []
 
     def run(copy: Path) -> None:
