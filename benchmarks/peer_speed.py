@@ -29,7 +29,7 @@ import numpy as np
 from edgeawq.runtime.decoder import Decoder
 folder, threads, prompt, count = sys.argv[1], *map(int, sys.argv[2:5])
 rng = np.random.default_rng(0)
-with Decoder.open(folder, n_threads=threads, context_length=prompt + count + 8) as decoder:
+with Decoder.open(folder, n_threads=threads, context_length=prompt + count + 8, give_way=True) as decoder:
     vocab = decoder.config.vocab_size
     decoder.forward(rng.integers(0, vocab, 8).tolist())
     rate = {}
@@ -73,6 +73,17 @@ def run_read(program: Path, threads: int) -> tuple[float, float]:
     done = subprocess.run([str(program), str(threads), "512", "1.5"], check=True, capture_output=True, text=True)
     median, best = map(float, done.stdout.split())
     return median, best
+
+
+def write_k_quant(llama_bench: str, source: Path, path: Path) -> None:
+    """Q4_K_M of the weights in a Q4_0 file, by the llama-quantize that was built with llama-bench; kept when it exists."""
+    if path.exists():
+        return
+    program = Path(llama_bench).with_name("llama-quantize")
+    temporary = path.with_suffix(".part")
+    command = [str(program), "--allow-requantize", str(source), str(temporary), "Q4_K_M"]
+    subprocess.run(command, check=True, capture_output=True)
+    temporary.rename(path)
 
 
 def summarize(values: Iterable[float]) -> str:
@@ -130,6 +141,9 @@ def main() -> None:
         write_bundle(shape, bundles[f"edgeawq {name}"])
         ggufs = {f"llama.cpp {name} Q4_0": arguments.models / f"{name}.gguf"}
         write_gguf(shape, ggufs[f"llama.cpp {name} Q4_0"])
+        k_quant = arguments.models / f"{name}.q4_k_m.gguf"
+        write_k_quant(arguments.llama_bench, ggufs[f"llama.cpp {name} Q4_0"], k_quant)
+        ggufs[f"llama.cpp {name} Q4_K_M"] = k_quant
         for extra, found, kind in ((arguments.gguf, ggufs, "llama.cpp"), (arguments.bundle, bundles, "edgeawq")):
             for entry in extra:
                 which, _, path = entry.partition("=")

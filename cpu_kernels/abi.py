@@ -8,7 +8,7 @@ This module imports nothing, so that a device can use it.
 
 from __future__ import annotations
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 # Positions in the context, in int64 words.
 N_THREADS = 0
@@ -101,11 +101,14 @@ LINEAR_WORDS = 8
 SYNC_ARRIVED = 0
 SYNC_GENERATION = 16
 SYNC_SLEEPERS = 32
-SYNC_WORK = 48  # number of the step; threads wait for it to change
-SYNC_WORK_SLEEPERS = 64
-SYNC_QUIT = 80
-SYNC_TICKETS = 96  # parts of the present operation that are taken; 0 again after each barrier
-SYNC_WORDS = 112
+SYNC_QUIT = 48
+SYNC_TICKETS = 64  # parts of the present operation that are taken; 0 again after each barrier
+# Each thread has a line of its own: thread t's is at SYNC_WORK + SYNC_WORK_STRIDE · t. It waits for the first word of
+# it, the number of steps it was called to, to change; the second counts who sleeps there.
+SYNC_WORK = 80
+SYNC_WORK_STRIDE = 16
+MAX_THREADS = 64
+SYNC_WORDS = SYNC_WORK + SYNC_WORK_STRIDE * MAX_THREADS
 
 # What the KV cache may hold, by kind of activations: bits → element. The first one is the usual one.
 CACHE_ELEMENTS = {"int8": {16: "f16", 8: "i8"}, "float": {32: "f32"}}

@@ -19,8 +19,8 @@ from cpu_kernels.isa_ops import OPTIONS, IsaOps
 from cpu_kernels.vectors import load
 
 _ARRIVED, _GENERATION, _SLEEPERS = 4 * abi.SYNC_ARRIVED, 4 * abi.SYNC_GENERATION, 4 * abi.SYNC_SLEEPERS
-_WORK, _WORK_SLEEPERS, _QUIT = 4 * abi.SYNC_WORK, 4 * abi.SYNC_WORK_SLEEPERS, 4 * abi.SYNC_QUIT
-_TICKETS = 4 * abi.SYNC_TICKETS
+_WORK, _WORK_STRIDE, _MAX_THREADS = 4 * abi.SYNC_WORK, 4 * abi.SYNC_WORK_STRIDE, abi.MAX_THREADS
+_QUIT, _TICKETS = 4 * abi.SYNC_QUIT, 4 * abi.SYNC_TICKETS
 _ONE = np.int32(1)
 _EVERYONE = np.int32(1 << 30)
 
@@ -93,32 +93,40 @@ def make_thread_kernels(ops: IsaOps) -> ThreadKernels:
 def make_step_functions(kernels: ThreadKernels, forward: Callable[..., Any]) -> tuple[Any, Any, Any]:
     """(step, serve, stop) around forward(context, thread).
 
-    step(context): thread 0 runs one step together with the threads that serve.
-    serve(context, thread): takes part in every step until stop(context).
+    step(context): thread 0 runs one step together with threads 1 … N_THREADS - 1; others that serve sleep on.
+    serve(context, thread): takes part in every step that this thread is called to, until stop(context).
     """
     wait_while, publish = kernels.wait_while, kernels.publish
 
+    @njit(**OPTIONS)
+    def work_of(context, thread):
+        return load(types.int64, context + 8 * abi.SYNC) + _WORK + _WORK_STRIDE * thread
+
+    @njit(error_model="numpy")
+    def call(context, first, last):
+        for thread in range(first, last):
+            work = work_of(context, thread)
+            publish(work, np.int32(atomic_load(work) + 1), work + 4)
+
     def step(context):
-        if load(types.int64, context + 8 * abi.N_THREADS) > 1:
-            sync = load(types.int64, context + 8 * abi.SYNC)
-            publish(sync + _WORK, np.int32(atomic_load(sync + _WORK) + 1), sync + _WORK_SLEEPERS)
+        call(context, types.int64(1), load(types.int64, context + 8 * abi.N_THREADS))
         forward(context, types.int64(0))  # a literal would make a copy of the whole decoder
 
     def serve(context, thread):
-        sync = load(types.int64, context + 8 * abi.SYNC)
+        work = work_of(context, thread)
+        quit_word = load(types.int64, context + 8 * abi.SYNC) + _QUIT
         spins = load(types.int64, context + 8 * abi.SPIN_LIMIT)
-        # Steps are numbered from 1, and none can pass without this thread: counting is enough.
+        # A thread's steps are numbered from 1, and none of them can end without it: counting is enough.
         done = np.int32(0)
         while True:
-            wait_while(sync + _WORK, done, sync + _WORK_SLEEPERS, spins)
-            if atomic_load(sync + _QUIT) != 0:
+            wait_while(work, done, work + 4, spins)
+            if atomic_load(quit_word) != 0:
                 return
             done = np.int32(done + 1)
             forward(context, thread)
 
     def stop(context):
-        sync = load(types.int64, context + 8 * abi.SYNC)
-        atomic_store(sync + _QUIT, _ONE)
-        publish(sync + _WORK, np.int32(atomic_load(sync + _WORK) + 1), sync + _WORK_SLEEPERS)
+        atomic_store(load(types.int64, context + 8 * abi.SYNC) + _QUIT, _ONE)
+        call(context, types.int64(1), types.int64(_MAX_THREADS))
 
     return step, serve, stop

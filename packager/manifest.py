@@ -21,7 +21,7 @@ from edgeawq.errors import BundleError
 
 FORMAT = "edgeawq-bundle"
 FORMAT_VERSION = 1
-KERNEL_ABI = 3
+KERNEL_ABI = 4
 MANIFEST_NAME = "manifest.json"
 ALIGNMENT = 64  # bytes; a cache line on every CPU that has a profile
 

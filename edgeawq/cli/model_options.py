@@ -146,6 +146,7 @@ def open_model_engine(bundle: Path, options: Mapping[str, Any]) -> Engine:
         context_length=options["context_length"],
         activations=options["activations"] or "int8",
         kv_bits=int(options["kv_bits"] or 0),
+        give_way=True,
         **built,
     )
 

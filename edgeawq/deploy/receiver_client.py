@@ -149,7 +149,8 @@ class ReceiverClient:
         process = transport.start("exec " + quote_words([python, "-I", "-c", bootstrap, root]))
         self.link = Link(process, transport.address)
         try:
-            process.write(program)
+            with contextlib.suppress(TransferError):  # what ended before it read this says why by its exit code
+                process.write(program)
             self.greeting = self._read_greeting(python)
         except BaseException:
             process.terminate()

@@ -100,6 +100,10 @@ class BlockStore:
         """Whether a block is finished, whatever the others are."""
         return (self.folder / f"outcome-{layer:05d}.json").is_file()
 
+    def has_finished(self) -> bool:
+        """Whether any block is finished: with several at once the first one need not be among them."""
+        return any(self.folder.glob("outcome-*.json"))
+
     def load_outcome(self, layer: int) -> BlockOutcome | None:
         """How a finished block came out; None for a method that does not look."""
         found = json.loads((self.folder / f"outcome-{layer:05d}.json").read_text())
@@ -209,7 +213,7 @@ def open_store(output: Path, key: dict[str, Any]) -> Iterator[BlockStore]:
     except Exception:
         raise
     except BaseException:
-        is_kept = store.count_finished() > 0
+        is_kept = store.has_finished()
         raise
     finally:
         if not is_kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,13 +19,14 @@ from edgeawq.runtime.bundle import Bundle, open_bundle
 from edgeawq.runtime.cache_file import CacheLayout
 from edgeawq.runtime.cpu import available_cpus
 from edgeawq.runtime.decoder_memory import CACHE_DTYPES, Buffers, FloatArray, make_context, make_rotary_tables
+from edgeawq.runtime.give_way import ThreadGovernor, make_delay_reader
 from edgeawq.runtime.native import Function, NativeKernel, choose_kernel, load_object
 from packager.manifest import ModelSpec
 
 Activations = Literal["int8", "float"]
 
 DEFAULT_CONTEXT_LENGTH = 4096  # tokens, where the model allows more: the cache of a small device is small
-MAX_THREADS = 64
+MAX_THREADS = abi.MAX_THREADS
 
 
 class Decoder:
@@ -39,6 +41,7 @@ class Decoder:
         activations: Activations,
         kernel: NativeKernel | None = None,
         kv_bits: int = 0,
+        give_way: bool = False,
     ) -> None:
         """Use `Decoder.open`. n_threads ≥ 1; context_length in tokens."""
         self.bundle = bundle
@@ -65,6 +68,10 @@ class Decoder:
         stop = self._native.function("edgeawq_stop", 1)
         keep = (self._native, self._context, self._buffers, bundle, self._cosines, self._sines)
         threads = _start_threads(serve, self._context_address, n_threads, keep)
+        self._governor: ThreadGovernor | None = None
+        if give_way and n_threads > 1:
+            thread_ids = [thread.native_id for thread in threads if thread.native_id is not None]
+            self._governor = ThreadGovernor(n_threads, make_delay_reader(thread_ids))
         # also runs at the interpreter's end: a thread must not outlive the memory it works on
         self._finalizer = weakref.finalize(self, _stop_threads, stop, self._context_address, threads, keep)
 
@@ -78,6 +85,7 @@ class Decoder:
         activations: Activations = "int8",
         kernel: NativeKernel | None = None,
         kv_bits: int = 0,
+        give_way: bool = False,
     ) -> Decoder:
         """Open the bundle in `folder`.
 
@@ -85,6 +93,7 @@ class Decoder:
         DEFAULT_CONTEXT_LENGTH. activations: "int8" (fast) or "float" (float32, to compare with).
         kv_bits: of the KV cache's elements, 16 or 8; 0 takes 16, and with float activations 32, the only choice.
         kernel: built for the layout of this bundle and for this machine; None takes the bundle's best one.
+        give_way: steps of one token take fewer threads while that is faster (`edgeawq.runtime.give_way`).
         Raises BundleError, KernelError or UsageError.
         """
         bundle = open_bundle(Path(folder))
@@ -113,6 +122,7 @@ class Decoder:
             activations=activations,
             kernel=kernel,
             kv_bits=kv_bits,
+            give_way=give_way,
         )
 
     def forward(self, tokens: Sequence[int]) -> FloatArray:
@@ -144,9 +154,8 @@ class Decoder:
     def forward_draft(self, tokens: Sequence[int]) -> FloatArray:
         """Append at most `abi.MAX_TOKENS` tokens in one step and return the logits after each.
 
-        Returns float32 [tokens, vocab_size], a view that is valid until the next call. With one thread each row has
-        the very bits that `forward` gives for its token alone. With more, `forward` splits attention over the keys
-        and adds up the parts, so the last bits differ beyond KV_BLOCK positions.
+        Returns float32 [tokens, vocab_size], a view that is valid until the next call; each row has the very bits that
+        `forward` gives for its token alone.
         Raises ContextFullError (nothing is changed then) or GenerationError.
         """
         ids = self._check(tokens)
@@ -252,6 +261,11 @@ class Decoder:
         """Bytes that one more token of context takes."""
         return self.config.n_layers * self.cache_layout.layer_bytes_per_token
 
+    @property
+    def steps_with_fewer_threads(self) -> int:
+        """Steps of one token that ran with fewer threads than there are, because that was faster."""
+        return 0 if self._governor is None else self._governor.n_steps_fewer
+
     def close(self) -> None:
         """Stop the threads. The decoder cannot be used afterwards."""
         self._finalizer()
@@ -288,7 +302,12 @@ class Decoder:
         self._context[abi.N_TOKENS] = len(tokens)
         self._context[abi.POSITION] = self.position
         self._context[abi.LOGITS_MODE] = logits_mode
+        governor = self._governor if len(tokens) == 1 else None
+        self._context[abi.N_THREADS] = self.n_threads if governor is None else governor.n_active
+        start = time.perf_counter()
         self._step(self._context_address)
+        if governor is not None:
+            governor.note(time.perf_counter() - start)
         self.position += len(tokens)
 
 

@@ -56,10 +56,12 @@ def open_engine(
     activations: Activations = "int8",
     kernel: NativeKernel | None = None,
     kv_bits: int = 0,
+    give_way: bool = False,
 ) -> Engine:
     """Open the bundle in a folder.
 
-    n_threads 0 lets the decoder choose, context_length None takes the model's own, kernel None the bundle's best one.
+    n_threads 0 lets the decoder choose, context_length None takes the model's own, kernel None the bundle's best one;
+    give_way: fewer threads while another program needs a core, for who waits for an answer and does not measure.
     """
     from edgeawq.runtime.decoder import Decoder
 
@@ -71,6 +73,7 @@ def open_engine(
         activations=activations,
         kernel=kernel,
         kv_bits=kv_bits,
+        give_way=give_way,
     )
     return Engine(
         decoder=decoder,

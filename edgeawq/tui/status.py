@@ -32,6 +32,11 @@ def describe_progress(n_done: int, n_total: int) -> str:
     return f"reading {n_done}/{n_total} tokens" if n_total > 256 else "thinking …"
 
 
+def describe_fewer_threads(n_steps: int) -> list[tuple[str, str]]:
+    """A row for /stats when the decoder has left a core to another program."""
+    return [("fewer threads", f"for {n_steps} tokens: something else used a core")] if n_steps else []
+
+
 def describe_stats(session: ChatSession) -> list[tuple[str, str]]:
     """(name, value) rows for /stats."""
     engine, stats = session.engine, session.last_stats
@@ -52,6 +57,7 @@ def describe_stats(session: ChatSession) -> list[tuple[str, str]]:
         *rows,
         ("last answer", f"{stats.generated_tokens} tokens in {stats.decode_s:.2f} s"),
         ("decode", f"{stats.decode_tokens_per_s:.1f} tokens/s"),
+        *describe_fewer_threads(engine.decoder.steps_with_fewer_threads),
         ("prompt", f"{stats.prompt_tokens} tokens read, {stats.reused_tokens} kept from before"),
         ("prefill", f"{stats.prefill_tokens_per_s:.1f} tokens/s"),
         ("first token", f"{stats.time_to_first_token_s:.2f} s"),

@@ -24,6 +24,7 @@ from edgeawq.deploy.push import PrepareSite, PushOptions, PushReport, SilentList
 from edgeawq.deploy.receiver_client import ReceiverClient
 from edgeawq.deploy.release import list_bundle
 from edgeawq.deploy.releases import read_status
+from edgeawq.deploy.ssh_process import SshProcess
 from edgeawq.errors import (
     BundleError,
     DeployError,
@@ -159,7 +160,18 @@ def test_a_python_that_is_too_old(server: SshServer, bundle: Path, site: Prepare
     assert current_release(root) == good.release
 
 
-def test_a_python_that_turns_out_to_be_too_old(server: SshServer, bundle: Path, site: PrepareSite) -> None:
+@pytest.mark.parametrize("ends", ["before it is sent anything", "after"])
+def test_a_python_that_turns_out_to_be_too_old(
+    server: SshServer, bundle: Path, site: PrepareSite, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    write = SshProcess.write
+
+    def write_late(process: SshProcess, data: bytes | memoryview) -> None:
+        process._channel.status_event.wait(30)
+        write(process, data)
+
+    if ends != "after":
+        monkeypatch.setattr(SshProcess, "write", write_late)
     lying = server.bin / "old-python"
     describe = f"{lying} 3.11.2 64 {os.uname().machine} glibc-2.36"
     lying.write_text(f'#!/bin/sh\ncase "$3" in *libc_ver*) echo "{describe}";; *) exit 97;; esac\n')

@@ -32,6 +32,7 @@ class FakeDecoder:
         self.vocab_size = vocab_size
         self.context_length = context_length
         self.memory_bytes = memory_bytes
+        self.steps_with_fewer_threads = 0
         self.context: list[int] = []
         self.calls: list[int] = []  # number of tokens of each forward()
         self.is_closed = False

@@ -14,6 +14,7 @@ from edgeawq.errors import BundleError, ContextFullError, GenerationError, Kerne
 from edgeawq.runtime import decoder as decoder_module
 from edgeawq.runtime.bundle import Bundle
 from edgeawq.runtime.decoder import Decoder
+from edgeawq.runtime.give_way import ThreadGovernor
 from packager.pack import pack_checkpoint
 from tests.cpu_kernels.native_kernels import host_target, normalized_error
 from tests.runtime.native_bundles import pack_for_host, reference_logits
@@ -193,6 +194,31 @@ def test_many_short_steps_with_more_threads_than_cores(one_bundle):
         for _ in range(60):
             tokens = random_tokens(many, int(np.random.default_rng().integers(1, 6)))
             assert normalized_error(many.forward(tokens), single.forward(tokens)) < 1e-8
+
+
+@pytest.mark.parametrize("activations", ["int8", "float"])
+def test_a_step_has_the_same_bits_with_any_number_of_threads(activations, one_bundle, monkeypatch):
+    """Also while the number changes from step to step, as it does for a decoder that gives way."""
+    rng = np.random.default_rng()
+
+    class Moody(ThreadGovernor):
+        def note(self, seconds):
+            super().note(seconds)
+            self.n_active = int(rng.integers(1, self.n_threads + 1))
+
+    monkeypatch.setattr(decoder_module, "ThreadGovernor", Moody)
+    with (
+        Decoder.open(one_bundle, n_threads=5, activations=activations, give_way=True) as changing,
+        Decoder.open(one_bundle, n_threads=1, activations=activations) as single,
+    ):
+        start = random_tokens(single, 100)  # so that attention is split over more than one part of the keys
+        changing.forward(start)
+        single.forward(start)
+        for _ in range(40):
+            token = random_tokens(single, 1)
+            np.testing.assert_array_equal(changing.forward(token), single.forward(token))
+        assert 0 < changing.steps_with_fewer_threads < 40
+        assert single.steps_with_fewer_threads == 0
 
 
 @pytest.mark.parametrize(("profile", "isa"), [("laptop-avx512", "avx512vnni"), ("pi5", "neon_dotprod")])

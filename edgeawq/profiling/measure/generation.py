@@ -56,6 +56,10 @@ class _Clocked:
         return self.decoder.memory_bytes
 
     @property
+    def steps_with_fewer_threads(self) -> int:
+        return self.decoder.steps_with_fewer_threads
+
+    @property
     def cache_layout(self) -> CacheLayout:
         return self.decoder.cache_layout
 
