@@ -76,7 +76,7 @@ def run_read(program: Path, threads: int) -> tuple[float, float]:
 
 
 def write_k_quant(llama_bench: str, source: Path, path: Path) -> None:
-    """Q4_K_M of the weights in a Q4_0 file, by the llama-quantize that was built with llama-bench; kept when it exists."""
+    """Q4_K_M of the weights in a Q4_0 file, by the llama-quantize beside llama-bench; an existing one stays."""
     if path.exists():
         return
     program = Path(llama_bench).with_name("llama-quantize")
