@@ -17,7 +17,7 @@ from pathlib import Path
 # Speeds are compared over windows, which are longer than the kernel's turns of some milliseconds.
 WINDOW_S = 0.05
 # Of a window: so long one of the threads was ready to run and had no core …
-HELD_UP_SHARE = 0.1
+HELD_UP_SHARE = 0.2
 # … or so much slower than the best window lately was the whole.
 HELD_UP_SLOWDOWN = 1.4
 FORGET = 1.02  # a window; steps become longer as the context fills
