@@ -30,6 +30,12 @@ def decoder_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
     return [*exports, Export("edgeawq_stop", stop, 1)]
 
 
+def linear_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
+    """linear_w{bits}a8 alone: all in which instruction sets of one layout differ, and quick to build."""
+    ops = IsaOps(isa)
+    return [Export(f"linear_w{width}a8", make_linear_layer(ops, width, "int8")[0].py_func, 9) for width in bits]
+
+
 def kernel_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
     """Single kernels under their own names: linear_w{bits}a{8,32}, gated_…, rms_norm, quantize_row, exponential, …"""
     ops = IsaOps(isa)
