@@ -20,7 +20,7 @@ from tests.cpu_kernels.arm.tools import find_lld, find_qemu
 from tests.cpu_kernels.native_kernels import load_kernels
 
 CPU = "max"  # the one CPU of older emulators that has the matrix product
-CASES = {name: case for name, case in all_cases().items() if re.match(r"(linear|extreme)-w\da8-", name)}
+CASES = {name: case for name, case in all_cases().items() if re.match(r"(linear|extreme|gated)-w\da8-", name)}
 
 
 def link_linear(folder):

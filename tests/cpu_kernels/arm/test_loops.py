@@ -39,17 +39,20 @@ def test_a_pi5_takes_activations_by_lane(symbol):
         assert loop.count(SPILL) == 0
 
 
+@pytest.mark.parametrize("layer", ["linear", "gated"])
 @pytest.mark.parametrize(("bits", "shuffles", "unpacked"), [(4, 16, 16), (8, 24, 0)])
-def test_i8mm_multiplies_two_rows_by_two(bits, shuffles, unpacked):
+def test_i8mm_multiplies_two_rows_by_two(layer, bits, shuffles, unpacked):
     """32 columns, 8 rows and 4 activation rows: half of the dot product's 64 instructions."""
     target = load_profile("arm-i8mm").target
     assembly = build(target, target.isa, "linear", WEIGHT_BITS)[1]
-    loops = read_function(assembly, f"linear_w{bits}a8").inner_loops()
-    (four,) = (loop for loop in loops if loop.count("usmmla"))
-    assert four.count("usmmla") == 32 and four.count(r"u?sdot") == 0
-    assert four.count(r"(zip|uzp)[12] v\d+\.4s") == shuffles
-    assert four.count(r"(and|ushr|eor) v\d+\.16b") == unpacked
-    assert four.count(SPILL) == 0
+    loops = read_function(assembly, f"{layer}_w{bits}a8").inner_loops()
+    fours = [loop for loop in loops if loop.count("usmmla")]
+    assert len(fours) == (2 if layer == "gated" else 1)
+    for four in fours:
+        assert four.count("usmmla") == 32 and four.count(r"u?sdot") == 0
+        assert four.count(r"(zip|uzp)[12] v\d+\.4s") == shuffles
+        assert four.count(r"(and|ushr|eor) v\d+\.16b") == unpacked
+        assert four.count(SPILL) == 0
     # one row: the dot product by lane, with signed or unsigned weights
     ones = [loop for loop in loops if loop.count("sdot" if bits == 4 else "usdot")]
     assert ones and all(loop.count(r"u?sdot v\d+\.4s, v\d+\.16b, v\d+\.4b\[") == 16 for loop in ones)
