@@ -10,8 +10,11 @@ from dataclasses import dataclass
 
 # LLVM's model, micro-operations dispatched and instructions decoded a cycle (Arm's software optimization guides of
 # Cortex-A72 and Neoverse N1; for the A72 LLVM's own, cautious figure is kept). LLVM gives Cortex-A76 the model of
-# Cortex-A57; Neoverse N1 is the same core for servers and has a model of its own.
-MODELS = {"pi4": ("cortex-a72", 3, 3), "pi5": ("neoverse-n1", 8, 4)}
+# Cortex-A57; Neoverse N1 is the same core for servers and has a model of its own. For cores with the int8 matrix
+# product the figures are LLVM's own; Neoverse N2's model serves Cortex-A710, A715 and A720 too.
+MODELS = {"pi4": ("cortex-a72", 3, 3), "pi5": ("neoverse-n1", 8, 4), "arm-i8mm": ("neoverse-n2", 5, 5)}
+# The same for cores that no profile stands for: Graviton3, Graviton4 and Grace, AmpereOne.
+OTHER_CORES = {"neoverse-v1": ("neoverse-v1", 8, 8), "neoverse-v2": ("neoverse-v2", 6, 6), "ampere1": ("ampere1", 4, 4)}
 _BRANCH = re.compile(r"(?:b|b\.\w+|cbz|cbnz|tbz|tbnz)\s.*?(\.L\w+)$")
 _ITERATIONS = 100
 
@@ -129,12 +132,12 @@ def find_tool(name: str) -> str:
 
 
 def count_cycles(board: str, instructions: list[str]) -> float:
-    """Cycles of one pass over straight code, in a steady state of many passes."""
-    cpu, dispatched, decoded = MODELS[board]
+    """Cycles of one pass over straight code, in a steady state of many passes. board: of MODELS or OTHER_CORES."""
+    cpu, dispatched, decoded = {**MODELS, **OTHER_CORES}[board]
     # branches are kept as what they cost; their labels are not there any more
     text = "\n".join(_BRANCH.sub(lambda match: match[0].replace(match[1], "0"), line) for line in instructions)
     text = re.sub(r":lo12:\.\w+", "0", re.sub(r"(adrp \w+, )\.\w+", r"\g<1>0", text))
-    command = [find_tool("llvm-mca"), "-mtriple=aarch64", f"-mcpu={cpu}", "-mattr=+dotprod,+fullfp16"]
+    command = [find_tool("llvm-mca"), "-mtriple=aarch64", f"-mcpu={cpu}", "-mattr=+dotprod,+fullfp16,+i8mm"]
     command += [f"-dispatch={dispatched}", f"-iterations={_ITERATIONS}", "-instruction-info=0", "-resource-pressure=0"]
     done = subprocess.run(command, input=text + "\n", capture_output=True, text=True, check=False)
     match = re.search(r"Total Cycles:\s+(\d+)", done.stdout)

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.arm_loops import MODELS, Loop, count_cycles, find_tool, read_function
+from benchmarks.arm_loops import MODELS, OTHER_CORES, Loop, count_cycles, find_tool, read_function
 from cpu_kernels.build import build
 from cpu_kernels.estimates import estimate_linear
 from device_profiles.profile import DeviceProfile, load_profile
 
 BOARDS = ("pi4", "pi5")
+MATRIX_BOARD = "arm-i8mm"  # a class of machines, not one: cycles, and no tokens/s
 PROMPT = 512  # tokens; a token of it sees half of them on average
 STEP = 64  # tokens that share one reading of the weights (cpu_kernels.abi.MAX_TOKENS)
 PEER_BITS = {"llama.cpp Q4_0": 4.5, "TinyChatEngine W4A8": 5.0}  # float16 and float32 scales of groups of 32
@@ -85,15 +86,23 @@ class LoopCost:
 
 def count_macs(loop: Loop) -> int:
     """Multiply-adds of one turn."""
-    return 8 * loop.count(r"sm(ul|la)l2? v\d+\.8h") + 16 * loop.count("sdot")
+    return 8 * loop.count(r"sm(ul|la)l2? v\d+\.8h") + 16 * loop.count("u?sdot") + 32 * loop.count("usmmla")
+
+
+def count_weights(loop: Loop, bits: int) -> int:
+    """4- or 8-bit weights of one turn, from what is done to each register of them."""
+    if loop.count("usmmla"):
+        return count_macs(loop) // 4  # two by two activation rows share a register of weights
+    if loop.count("usdot"):
+        return count_macs(loop)  # nothing is done to 8-bit weights, and there is one row
+    return 16 * loop.count(r"(and|ushr) v\d+\.16b" if bits == 4 else r"eor v\d+\.16b")
 
 
 def measure_ours(board: str, assembly: str, symbol: str, bits: int) -> list[LoopCost]:
     """The loops of a linear kernel for one row and for the most rows it takes at once."""
-    unpack = r"(and|ushr) v\d+\.16b" if bits == 4 else r"eor v\d+\.16b"
     found: dict[int, LoopCost] = {}
     for loop in read_function(assembly, symbol).inner_loops():
-        weights, macs = 16 * loop.count(unpack), count_macs(loop)
+        weights, macs = count_weights(loop, bits), count_macs(loop)
         if not weights or macs < weights:
             continue
         rows = macs // weights
@@ -115,6 +124,18 @@ def measure_ours(board: str, assembly: str, symbol: str, bits: int) -> list[Loop
             ),
         )
     return [found[rows] for rows in sorted({1, max(found)})]
+
+
+def compare_products() -> list[tuple[int, LoopCost, LoopCost]]:
+    """(bits, dot product, product of matrices) for four tokens at once, on every core that has both."""
+    target = load_profile(MATRIX_BOARD).target
+    targets = [replace(target, isa=isa) for isa in ("neon_dotprod", "neon_i8mm")]
+    listings = [build(target, target.isa, "linear", (4, 8))[1] for target in targets]
+    return [
+        (bits, *(measure_ours(core, listing, f"linear_w{bits}a8", bits)[-1] for listing in listings))
+        for core in (MATRIX_BOARD, *OTHER_CORES)
+        for bits in (4, 8)
+    ]
 
 
 def measure_attention(board: str, assembly: str) -> dict[str, float]:
@@ -231,6 +252,10 @@ def reckon() -> tuple[list[LoopCost], dict[str, dict[str, float]], list[Predicti
         for model in LANGUAGE_MODELS:
             predictions.append(predict_ours(profile, model, body, head, attention[board]))
             predictions += [predict_peer(profile, model, engine, peers) for engine in PEER_BITS]
+    target = load_profile(MATRIX_BOARD).target
+    assembly = build(target, target.isa, "linear", (4, 8))[1]
+    for bits in (4, 8):
+        loops += measure_ours(MATRIX_BOARD, assembly, f"linear_w{bits}a8", bits)
     return loops, attention, predictions
 
 
@@ -271,12 +296,30 @@ def make_tables() -> list[Table]:
         ]
         for item in predictions
     ]
-    cpus = ", ".join(f"{board}: LLVM's {model[0]}" for board, model in MODELS.items())
+    cpus = ", ".join(f"{board}: LLVM's {MODELS[board][0]}" for board in (*BOARDS, MATRIX_BOARD))
+    product_rows = [
+        [
+            {**MODELS, **OTHER_CORES}[dot.board][0],
+            str(bits),
+            *(f"{cost.instructions:.1f}" for cost in (dot, matrix)),
+            *(f"{cost.cycles:.2f}" for cost in (dot, matrix)),
+            *(f"{cost.with_group[size]:.2f}" for size in (64, 128) for cost in (dot, matrix)),
+        ]
+        for bits, dot, matrix in compare_products()
+    ]
     return [
         (
             f"Cycles for 32 weights and one token ({cpus})",
             ["board", "loop", "tokens at once", "instructions", "cycles", "with groups of 64", "of 128"],
             loop_rows,
+        ),
+        (
+            "Four tokens at once, cycles for 32 weights and one token: sdot, and usmmla of the same layout",
+            [
+                "LLVM's core", "bits", "instructions, sdot", "usmmla", "cycles, sdot", "usmmla",
+                "with groups of 64, sdot", "usmmla", "of 128, sdot", "usmmla",
+            ],
+            product_rows,
         ),
         (
             "Attention, cycles for 32 multiply-adds, or for 32 values widened",

@@ -3,7 +3,7 @@
     python -m benchmarks.probe_throughput [--static-only]
 
 For this machine (its own CPU model in LLVM) the measured figure is the best rate over the best clock of one thread; for
-the Raspberry Pi profiles there is only the count. llvm-mca knows no cache misses: its figure is a bound.
+the Arm profiles there is only the count. llvm-mca knows no cache misses: its figure is a bound.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edgeawq.runtime.native import load_object
 ITERATIONS = 200
 # kind → part of the function's mangled name
 FUNCTIONS = {"fp32": "multiply_add", "int8_nibbles": r"_nibbles\w*(?:rows|dots)", "int8_bytes": r"_make_bytes\w*rows"}
+PAIRS = r"_make_pairs\w*pairs"  # where there is a product of matrices, both kinds of int8 are this loop
 # instruction → operations of it (a multiply-add is two)
 OPERATIONS = {
     r"vfmadd\w*ps\s.*%ymm": 16,
@@ -34,6 +35,7 @@ OPERATIONS = {
     r"vpdpbusd\s.*%ymm": 64,
     r"sm(?:ul|la)l2?\s": 16,
     r"sdot\s": 32,
+    r"usmmla\s": 64,
 }
 
 
@@ -73,13 +75,13 @@ def show_static(name: str, target: Target, cpu: str, more: list[str], measured: 
     """A line for each kind of arithmetic."""
     assembly = build(target, target.isa, "probe")[1]
     for kind, function in FUNCTIONS.items():
-        body = find_loop(assembly, function)
+        body = find_loop(assembly, function) or find_loop(assembly, PAIRS)
         operations, cycles = count_operations(body), count_cycles(body, target, cpu, more)
         here = (
             f"measured {measured[kind]:6.1f} ({measured[kind] / (operations / cycles):.0%})" if kind in measured else ""
         )
         print(
-            f"{name:5} {kind:13} {operations:5} operations, {len(body):4} instructions, {cycles:6.1f} cycles: "
+            f"{name:8} {kind:13} {operations:5} operations, {len(body):4} instructions, {cycles:6.1f} cycles: "
             f"{operations / cycles:6.1f} a cycle  {here}",
             flush=True,
         )
@@ -106,7 +108,7 @@ def main() -> None:
     show_static("host", host, host.cpu, [], {} if arguments.static_only else measure_host(host))
     for board, (cpu, dispatched, _) in MODELS.items():
         target = find_profile(board).target
-        show_static(board, target, cpu, ["-mattr=+dotprod,+fullfp16", f"-dispatch={dispatched}"], {})
+        show_static(board, target, cpu, ["-mattr=+dotprod,+fullfp16,+i8mm", f"-dispatch={dispatched}"], {})
 
 
 if __name__ == "__main__":

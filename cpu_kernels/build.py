@@ -14,7 +14,7 @@ from pathlib import Path
 from device_profiles.target import Target
 from edgeawq.errors import KernelError, MissingExtraError
 
-KINDS = ("decoder", "kernels", "probe")
+KINDS = ("decoder", "kernels", "linear", "probe")
 PROBE_FOLDER = "probe"  # its files are in no other kind of object
 WEIGHT_BITS = (2, 3, 4, 8)
 USUAL_BITS = (4, 8)  # body and head of nearly every model

@@ -10,7 +10,8 @@ REQUIRED_CPU_FLAGS: dict[str, tuple[str, ...]] = {
     "avx512vnni": (*_V3, "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni"),
     "neon": ("asimd",),
     "neon_dotprod": ("asimd", "asimddp"),
+    "neon_i8mm": ("asimd", "asimddp", "i8mm"),
 }
 
 # Best first: which object a machine that can run several should take.
-PREFERENCE = ("avx512vnni", "avxvnni", "avx2", "neon_dotprod", "neon")
+PREFERENCE = ("avx512vnni", "avxvnni", "avx2", "neon_i8mm", "neon_dotprod", "neon")

@@ -30,6 +30,17 @@ def decoder_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
     return [*exports, Export("edgeawq_stop", stop, 1)]
 
 
+def linear_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
+    """linear_w{bits}a8 and gated_…: all in which instruction sets of one layout differ, and quicker to build."""
+    ops = IsaOps(isa)
+    return [export for width in bits for export in _layer_exports(ops, width, "int8", "a8")]
+
+
+def _layer_exports(ops: IsaOps, bits: int, activations: str, short: str) -> list[Export]:
+    linear, gated = make_linear_layer(ops, bits, activations)
+    return [Export(f"linear_w{bits}{short}", linear.py_func, 9), Export(f"gated_w{bits}{short}", gated.py_func, 8)]
+
+
 def kernel_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
     """Single kernels under their own names: linear_w{bits}a{8,32}, gated_…, rms_norm, quantize_row, exponential, …"""
     ops = IsaOps(isa)
@@ -41,9 +52,7 @@ def kernel_exports(isa: Isa, bits: Sequence[int]) -> list[Export]:
     exports = []
     for width in bits:
         for activations, short in (("int8", "a8"), ("float", "a32")):
-            linear, gated = make_linear_layer(ops, width, activations)
-            exports.append(Export(f"linear_w{width}{short}", linear.py_func, 9))
-            exports.append(Export(f"gated_w{width}{short}", gated.py_func, 8))
+            exports += _layer_exports(ops, width, activations, short)
 
     def rms_norm_row(x, weight, width, eps_bits, out):
         rms_norm(x, weight, width, float_of_bits(types.int32(eps_bits)), out)

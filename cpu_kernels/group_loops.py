@@ -13,6 +13,7 @@ from typing import Any
 from numba import njit, types
 
 from cpu_kernels.isa_ops import OPTIONS, IsaOps, RecordKernels
+from cpu_kernels.linear_pairs import make_rows_apart
 from cpu_kernels.vectors import convert, fma, load, mul, negate, prefetch, splat, zero
 
 # One row of activations takes so little time for a weight that the weights' way from memory is what counts. A CPU's own
@@ -26,7 +27,8 @@ LINE = 64
 class Blocks:
     """32 columns of a record, `bytes` of it, against 1, 2 or 4 activation rows.
 
-    one(total, address, x) → total; two(total0, total1, address, x, x_stride) → two; four(…) → four.
+    one(total, address, x) → total; two(total0, total1, address, x, x_stride) → two; four(…) → four, which
+    `linear_pairs.make_rows_apart` turns into totals of a row each.
     constants_of(record, zeros, group) → (scale, zero point), float32 vectors of the record's rows.
     """
 
@@ -56,7 +58,7 @@ def make_record_loops(ops: IsaOps, blocks: Blocks) -> RecordKernels:
     """The kernels for one and for four activation rows."""
     f32, total_kind = ops.f32, ops.total
     one, two, four, constants_of, block_bytes = blocks.one, blocks.two, blocks.four, blocks.constants_of, blocks.bytes
-    add_group = make_add_group(ops)
+    add_group, rows_apart = make_add_group(ops), make_rows_apart(ops)
     lines = -(-block_bytes // LINE)
     constant_bytes = 3 * ops.lanes  # of a group: 16-bit scales and zero points of at most 8 bits
 
@@ -116,6 +118,7 @@ def make_record_loops(ops: IsaOps, blocks: Blocks) -> RecordKernels:
                 total0, total1, total2, total3 = four(total0, total1, total2, total3, address, x, stride)
                 address += block_bytes
                 x += 32
+            total0, total1, total2, total3 = rows_apart(total0, total1, total2, total3)
             weight_scale, zero_point = constants_of(record, zeros, group)
             at = constants + 4 * group
             sum_at = at + 4 * groups

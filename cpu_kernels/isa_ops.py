@@ -59,5 +59,13 @@ class IsaOps:
             5,
             lambda *_: (self.total(self.total, *[self.bytes] * 4), isa.emit_multiply_bytes),
         )
+        self.pair = Vector("i8", 16)
+        # multiply_pairs(sums, w, x): None where four activation rows are multiplied one by one
+        self.multiply_pairs: Any = None
+        emit_pairs = isa.emit_multiply_pairs
+        if emit_pairs is not None:
+            self.multiply_pairs = define(
+                "multiply_pairs", 3, lambda *_: (self.i32(self.i32, self.bytes, self.pair), emit_pairs)
+            )
         self.in_order = define("in_order", 1, lambda _: (self.chain(self.chain), isa.emit_in_order))
         self.pause = define("pause", 0, lambda: (types.void(), isa.emit_pause))

@@ -7,6 +7,7 @@ the instruction set's file). Weights of 8 bits have an instruction sequence of t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numba import njit
 
 from cpu_kernels.group_loops import Blocks, make_record_loops
 from cpu_kernels.isa_ops import OPTIONS, IsaOps, RecordKernels
+from cpu_kernels.linear_pairs import make_four_by_pairs
 from cpu_kernels.vectors import (
     add,
     bit_field,
@@ -32,7 +34,10 @@ from cpu_kernels.vectors import (
 
 def make_int8(ops: IsaOps, bits: int) -> RecordKernels:
     """Kernels for weights of 2, 3, 4 or 8 bits."""
-    return make_record_loops(ops, make_byte_blocks(ops) if bits == 8 else make_chain_blocks(ops, bits))
+    blocks = make_byte_blocks(ops) if bits == 8 else make_chain_blocks(ops, bits)
+    if ops.multiply_pairs:
+        blocks = replace(blocks, four=make_four_by_pairs(ops, bits, make_weights_of(ops, bits)))
+    return make_record_loops(ops, blocks)
 
 
 def make_weights_of(ops: IsaOps, bits: int) -> Any:
@@ -65,7 +70,11 @@ def make_weights_of(ops: IsaOps, bits: int) -> Any:
         first, second = two_bits(address, step)
         return add(first, third_bit(high, 2 * step)), add(second, third_bit(high, 2 * step + 1))
 
-    return {2: two_bits, 3: three_bits, 4: nibbles}[bits]
+    @njit(**OPTIONS)
+    def whole_bytes(address, step):
+        return load(kind, address + 2 * step * register), load(kind, address + (2 * step + 1) * register)
+
+    return {2: two_bits, 3: three_bits, 4: nibbles, 8: whole_bytes}[bits]
 
 
 def make_chain_blocks(ops: IsaOps, bits: int) -> Blocks:
@@ -143,19 +152,14 @@ def make_chain_blocks(ops: IsaOps, bits: int) -> Blocks:
 
 def make_byte_blocks(ops: IsaOps) -> Blocks:
     """8-bit weights."""
-    lanes, f32, f16, i32, i8, byte_kind = ops.lanes, ops.f32, ops.f16, ops.i32, ops.i8, ops.bytes
-    spread8, multiply = ops.spread8, ops.multiply_bytes
-    register = 4 * lanes  # bytes; 4 columns
+    lanes, f32, f16, i32, i8 = ops.lanes, ops.f32, ops.f16, ops.i32, ops.i8
+    spread8, multiply, weights_of = ops.spread8, ops.multiply_bytes, make_weights_of(ops, 8)
     offset = np.float32(ops.isa.byte_offset)
 
     @njit(**OPTIONS)
     def constants_of(record, zeros, group):
         zero_point = convert(f32, widen_unsigned(i32, load(i8, record + zeros + group * lanes)))
         return convert(f32, load(f16, record + group * lanes * 2)), sub(zero_point, splat(f32, offset))
-
-    @njit(**OPTIONS)
-    def weights_of(address, step):
-        return load(byte_kind, address + 2 * step * register), load(byte_kind, address + (2 * step + 1) * register)
 
     @njit(**OPTIONS)
     def multiply8(total, first, second, x):

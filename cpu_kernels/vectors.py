@@ -14,6 +14,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.types.containers import UniTuple
 from numba.extending import intrinsic, models, register_model
 
 Emit = Callable[..., Any]
@@ -265,6 +266,38 @@ reinterpret = define(
         lambda builder, _, value: builder.bitcast(value, _kind(kind).llvm),
     ),
 )
+
+
+def _shuffle_words(kind: Any, count: int, order: list[int]) -> Emit:
+    """Two vectors' 32-bit words, one after the other, in another order; as two vectors again."""
+    words = ir.VectorType(ir.IntType(32), count)
+
+    def emit(builder: ir.IRBuilder, a: Any, b: Any) -> Any:
+        first, second = builder.bitcast(a, words), builder.bitcast(b, words)
+        halves = []
+        for part in (order[:count], order[count:]):
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), count), part)
+            halves.append(builder.bitcast(builder.shuffle_vector(first, second, mask), kind.llvm))
+        return cgutils.pack_array(builder, halves)
+
+    return emit
+
+
+def _type_interleave(a: Any, _b: Any) -> Any:
+    count = a.llvm.count * a.llvm.element.width // 32
+    order = [word + half for word in range(count) for half in (0, count)]
+    return UniTuple(a, 2)(a, a), _shuffle_words(a, count, order)
+
+
+def _type_separate(a: Any, _b: Any) -> Any:
+    count = a.llvm.count * a.llvm.element.width // 32
+    order = [*range(0, 2 * count, 2), *range(1, 2 * count, 2)]
+    return UniTuple(a, 2)(a, a), _shuffle_words(a, count, order)
+
+
+# interleave_words(a, b): a0 b0 a1 b1 …, as two vectors; separate_words(a, b): its inverse, a0 a2 … b0 b2 … and the rest
+interleave_words = define("interleave_words", 2, _type_interleave)
+separate_words = define("separate_words", 2, _type_separate)
 
 
 def _constant_like(value: Any, number: int) -> Any:

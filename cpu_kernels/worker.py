@@ -9,7 +9,7 @@ from pathlib import Path
 def main(arguments: list[str]) -> int:
     """Write the object and its assembly; a KernelError is one line on standard error and exit code 1."""
     from cpu_kernels.crosscompile import compile_object
-    from cpu_kernels.exports import decoder_exports, kernel_exports
+    from cpu_kernels.exports import decoder_exports, kernel_exports, linear_exports
     from cpu_kernels.isa.catalog import find_isa
     from cpu_kernels.probe.exports import probe_exports
     from device_profiles.target import parse_target
@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> int:
         if kind == "probe":
             exports = probe_exports(isa, target)
         else:
-            make_exports = {"decoder": decoder_exports, "kernels": kernel_exports}[kind]
-            exports = make_exports(isa, [int(bits) for bits in bits_text.split(",")])
+            kinds = {"decoder": decoder_exports, "kernels": kernel_exports, "linear": linear_exports}
+            exports = kinds[kind](isa, [int(bits) for bits in bits_text.split(",")])
         compiled = compile_object(target, exports)
     except EdgeawqError as error:
         print(f"{error.what}\n{error.remedy}", file=sys.stderr)

@@ -21,6 +21,7 @@ _ISA_FLAGS: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("avx512vnni", "x86_64", _V3_FLAGS | _V4_FLAGS | {"avx512_vnni"}),
     ("avxvnni", "x86_64", _V3_FLAGS | {"avx_vnni"}),
     ("avx2", "x86_64", _V3_FLAGS),
+    ("neon_i8mm", "aarch64", frozenset({"asimd", "asimddp", "i8mm"})),
     ("neon_dotprod", "aarch64", frozenset({"asimd", "asimddp"})),
     ("neon", "aarch64", frozenset({"asimd"})),
 )

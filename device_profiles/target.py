@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from edgeawq.errors import ProfileError
 
-ISAS = ("neon", "neon_dotprod", "avx2", "avxvnni", "avx512vnni")
+ISAS = ("neon", "neon_dotprod", "neon_i8mm", "avx2", "avxvnni", "avx512vnni")
 
 _ISA_MACHINE = {
     "neon": "aarch64",
     "neon_dotprod": "aarch64",
+    "neon_i8mm": "aarch64",
     "avx2": "x86_64",
     "avxvnni": "x86_64",
     "avx512vnni": "x86_64",

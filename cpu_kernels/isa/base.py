@@ -3,6 +3,9 @@
 `emit_*` write the target's own instructions; `mean_*` say the same in target-independent LLVM. `portable(isa)` swaps
 the first for the second, so that the kernel of any instruction set, with its own layout and lane count, also runs on
 a CPU that does not have it: slowly, to be compared with the reference.
+
+An instruction set may say how four activation rows are multiplied (`multiply_pairs`). Where it does not, they are
+multiplied as one row is, four times.
 """
 
 from __future__ import annotations
@@ -62,6 +65,10 @@ class Isa:
     emit_in_order: Emit = (
         same  # (builder, chain) → the same, which LLVM may not take apart to add it up in another order
     )
+    # (builder, sums i32 [lanes], w of lanes / 2 rows, x of two rows) → sums; 8 columns, w in 0 … 255. Four lanes are
+    # two rows of w by two of x: w0·x0, w0·x1, w1·x0, w1·x1. With it, byte_offset is 0.
+    emit_multiply_pairs: Emit | None = None
+    mean_multiply_pairs: Emit | None = None
 
 
 def portable(isa: Isa, machine: str) -> Isa:
@@ -78,6 +85,7 @@ def portable(isa: Isa, machine: str) -> Isa:
         emit_multiply_bytes=isa.mean_multiply_bytes,
         emit_pause=pause_nothing,
         emit_in_order=same,
+        emit_multiply_pairs=isa.mean_multiply_pairs,
     )
 
 
@@ -153,3 +161,15 @@ def mean_dot(builder: ir.IRBuilder, total: Any, w: Any, x: Any, *, offset: int) 
     weights = builder.sub(builder.zext(w, wide), splat_constant(wide, offset))
     products = builder.mul(weights, builder.sext(x, wide))
     return builder.add(total, sum_neighbours(builder, products, total.type, 4))
+
+
+def mean_pairs(builder: ir.IRBuilder, total: Any, w: Any, x: Any) -> Any:
+    """total i32 [n] + the products of each two rows of w (unsigned, 8 columns) with the two rows of x (signed)."""
+    lanes = total.type.count
+    wide = vector(32, 8 * lanes)
+    columns = range(8)
+    weights = [8 * (lane // 2) + column for lane in range(lanes) for column in columns]
+    activations = [8 * (lane % 2) + column for lane in range(lanes) for column in columns]
+    left = builder.zext(take(builder, w, weights), wide)
+    right = builder.sext(take(builder, x, activations), wide)
+    return builder.add(total, sum_neighbours(builder, builder.mul(left, right), total.type, 8))

@@ -6,9 +6,10 @@ from cpu_kernels.isa.avx2 import AVX2, AVXVNNI
 from cpu_kernels.isa.avx512vnni import AVX512VNNI
 from cpu_kernels.isa.base import Isa, portable
 from cpu_kernels.isa.neon import NEON, NEON_DOTPROD
+from cpu_kernels.isa.neon_i8mm import NEON_I8MM
 from edgeawq.errors import KernelError
 
-ISAS = {isa.name: isa for isa in (AVX2, AVXVNNI, AVX512VNNI, NEON, NEON_DOTPROD)}
+ISAS = {isa.name: isa for isa in (AVX2, AVXVNNI, AVX512VNNI, NEON, NEON_DOTPROD, NEON_I8MM)}
 
 
 def find_isa(name: str, machine: str) -> Isa:

@@ -133,14 +133,19 @@ def _spread8_lanes(builder: ir.IRBuilder, address: Any, _kind: ir.VectorType) ->
     return join(builder, halves[0], halves[0]), join(builder, halves[1], halves[1])
 
 
-def _dot(builder: ir.IRBuilder, total: Any, w: Any, x: Any) -> Any:
+def dot_halves(builder: ir.IRBuilder, instruction: str, total: Any, w: Any, x: Any) -> Any:
+    """Two dot products, "sdot" or "usdot": total i32 [8], w and x i8 [32] → i32 [8]."""
     halves = []
     for half in (0, 1):
         four = take(builder, total, list(range(4 * half, 4 * half + 4)))
         weights = take(builder, w, list(range(16 * half, 16 * half + 16)))
         activations = take(builder, x, list(range(16 * half, 16 * half + 16)))
-        halves.append(call(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", I32X4, four, weights, activations))
+        halves.append(call(builder, f"llvm.aarch64.neon.{instruction}.v4i32.v16i8", I32X4, four, weights, activations))
     return join(builder, halves[0], halves[1])
+
+
+def _dot(builder: ir.IRBuilder, total: Any, w: Any, x: Any) -> Any:
+    return dot_halves(builder, "sdot", total, w, x)
 
 
 def _dot_bytes(builder: ir.IRBuilder, total: Any, w: Any, x: Any) -> Any:

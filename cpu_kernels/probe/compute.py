@@ -2,8 +2,8 @@
 
 float: CHAINS independent accumulators, more than any CPU here needs to hide the latency of a multiply-add (4 cycles × 2
 units on most). int8: the very instructions of the kernels (`cpu_kernels.isa`), fed from the first-level cache as the
-kernels for several tokens are, but without unpacking, scales and zero points; with a dot product, from registers. So
-this is what the kernels could reach at best on this CPU.
+kernels for several tokens are, but without unpacking, scales and zero points; with a dot product or a product of
+matrices, from registers. So this is what the kernels could reach at best on this CPU.
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ class ComputeLoops:
 
 def make_compute_loops(ops: IsaOps, *, has_fp16: bool) -> ComputeLoops:
     """Loops for an instruction set; has_fp16: the target multiplies float16 vectors by itself."""
-    nibbles = _make_chained_nibbles(ops) if ops.isa.chain == "i16" else _make_dot_nibbles(ops)
+    if ops.multiply_pairs:
+        nibbles = whole_bytes = _make_pairs(ops)  # one instruction for weights of every width
+    else:
+        nibbles = _make_chained_nibbles(ops) if ops.isa.chain == "i16" else _make_dot_nibbles(ops)
+        whole_bytes = _make_bytes(ops)
     return ComputeLoops(
         fp32=_make_float_loop(ops.f32, ops.f32),
         fp16=_make_float_loop(Vector("f16", 2 * ops.lanes), Vector("f32", 2 * ops.lanes)) if has_fp16 else None,
         int8_nibbles=nibbles,
-        int8_bytes=_make_bytes(ops),
+        int8_bytes=whole_bytes,
         chain=_make_chain(),
     )
 
@@ -146,6 +150,29 @@ def _make_dot_nibbles(ops: IsaOps) -> Any:
         return types.int64(work), types.int64(reduce_add(fold(add(add(first, second), third))))
 
     return dots
+
+
+def _make_pairs(ops: IsaOps) -> Any:
+    """Products of matrices: eight sums, of four registers of weights and two pairs of activation rows."""
+    sums_kind, kind, pair, multiply = ops.i32, ops.bytes, ops.pair, ops.multiply_pairs
+    register = 4 * ops.lanes
+    work = 2 * 8 * 8 * ops.lanes  # a lane of a sum takes 8 columns
+    activations = words.WEIGHT_REGISTERS * register
+
+    @njit(error_model="numpy")
+    def pairs(a, rounds):
+        w, v = load(kind, a), load(kind, a + register)
+        u, t = load(kind, a + 2 * register), load(kind, a + 3 * register)
+        p, q = load(pair, a + activations), load(pair, a + activations + 16)
+        c0, c1, c2, c3 = zero(sums_kind), zero(sums_kind), zero(sums_kind), zero(sums_kind)
+        c4, c5, c6, c7 = zero(sums_kind), zero(sums_kind), zero(sums_kind), zero(sums_kind)
+        for _ in range(rounds):
+            c0, c1, c2, c3 = multiply(c0, w, p), multiply(c1, w, q), multiply(c2, v, p), multiply(c3, v, q)
+            c4, c5, c6, c7 = multiply(c4, u, p), multiply(c5, u, q), multiply(c6, t, p), multiply(c7, t, q)
+        first, second = add(add(c0, c1), add(c2, c3)), add(add(c4, c5), add(c6, c7))
+        return types.int64(work), types.int64(reduce_add(add(first, second)))
+
+    return pairs
 
 
 def _make_bytes(ops: IsaOps) -> Any:

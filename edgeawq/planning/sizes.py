@@ -13,7 +13,14 @@ from packager.records import GROUP_MULTIPLE, KERNEL_BITS, LAYOUTS, Layout, recor
 
 GROUP_SIZES = (128, 64, 32)
 HEADS = ("embed", "head")
-_LAYOUT_OF = {"neon": "neon", "neon_dotprod": "neon", "avx2": "avx2", "avxvnni": "avx2", "avx512vnni": "avx512"}
+_LAYOUT_OF = {
+    "neon": "neon",
+    "neon_dotprod": "neon",
+    "neon_i8mm": "neon",
+    "avx2": "avx2",
+    "avxvnni": "avx2",
+    "avx512vnni": "avx512",
+}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ PROFILES = {
     "avx512vnni": "laptop-avx512",
     "avxvnni": "laptop-avx2",
     "avx2": "laptop-avx2",
+    "neon_i8mm": "arm-i8mm",
     "neon_dotprod": "pi5",
     "neon": "pi4",
 }

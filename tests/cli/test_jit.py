@@ -78,6 +78,7 @@ def test_the_best_instruction_set_for_the_layout_and_the_cpu() -> None:
     assert choose_isa("avx2", frozenset(), "x86_64") == "avx2_portable"
     assert choose_isa("neon", frozenset({"asimd"}), "aarch64") == "neon"
     assert choose_isa("neon", frozenset({"asimd", "asimddp"}), "aarch64") == "neon_dotprod"
+    assert choose_isa("neon", frozenset({"asimd", "asimddp", "i8mm"}), "aarch64") == "neon_i8mm"
     assert choose_isa("neon", avx2, "x86_64") == "neon_portable"
     with pytest.raises(KernelError, match="layout 'other'"):
         choose_isa("other", avx2, "x86_64")

@@ -189,7 +189,7 @@ def test_mistakes_are_answered_with_what_to_do(
 def test_the_list_of_devices(run: Any) -> None:
     code, out, _ = run("pack", "--list-devices")
     assert code == 0
-    for name in ("pi4", "pi5", "orin-agx", "orin-nano", "laptop-avx2", "laptop-avx512", "host"):
+    for name in ("arm-i8mm", "pi4", "pi5", "orin-agx", "orin-nano", "laptop-avx2", "laptop-avx512", "host"):
         assert f"\n{name} " in out
     assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
     code, out, _ = run("pack", "--list-devices", "--json")

@@ -9,6 +9,7 @@ import numpy as np
 
 from cpu_kernels import abi
 from cpu_kernels.build import WEIGHT_BITS, build
+from cpu_kernels.isa.catalog import ISAS
 from cpu_kernels.linear import reference_linear
 from device_profiles.target import Target
 from edgeawq.checkpoints.model import QuantizedLinear
@@ -18,8 +19,16 @@ from packager.records import LAYOUTS, Layout
 
 # The instruction sets that this CPU runs, and the meaning in plain LLVM of those it does not.
 ALL = ("avx2", "avxvnni", "avx512vnni", "neon", "neon_dotprod")
-LAYOUT_OF = {"avx2": "avx2", "avxvnni": "avx2", "avx512vnni": "avx512", "neon": "neon", "neon_dotprod": "neon"}
-VARIANTS = tuple(isa if isa in runnable_isas() else f"{isa}_portable" for isa in ALL)
+# Differs from neon_dotprod in linear layers on int8 activations and nowhere else: no more than those are built.
+LINEAR_ONLY = ("neon_i8mm",)
+
+
+def _runnable(isas: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(isa if isa in runnable_isas() else f"{isa}_portable" for isa in isas)
+
+
+VARIANTS = _runnable(ALL)
+LINEAR_VARIANTS = (*VARIANTS, *_runnable(LINEAR_ONLY))
 
 
 def host_target() -> Target:
@@ -45,7 +54,8 @@ def load_kernels(variant: str) -> Kernels:
     target = host_target()
     if variant == base:
         target = Target(target.triple, target.cpu, _features(base), base)
-    return Kernels(load_object(build(target, variant, "kernels", bits=WEIGHT_BITS)[0]), LAYOUTS[LAYOUT_OF[base]])
+    kind = "linear" if base in LINEAR_ONLY else "kernels"
+    return Kernels(load_object(build(target, variant, kind, bits=WEIGHT_BITS)[0]), LAYOUTS[ISAS[base].layout])
 
 
 def _features(isa: str) -> tuple[str, ...]:
@@ -53,6 +63,7 @@ def _features(isa: str) -> tuple[str, ...]:
         "avx512vnni": ("+avx512f", "+avx512bw", "+avx512vl", "+avx512dq", "+avx512vnni"),
         "avxvnni": ("+avxvnni",),
         "neon_dotprod": ("+neon", "+dotprod"),
+        "neon_i8mm": ("+neon", "+dotprod", "+i8mm"),
         "neon": ("+neon",),
     }.get(isa, ())
 

@@ -7,6 +7,7 @@ from cpu_kernels.estimates import estimate_linear
 from edgeawq.checkpoints.model import QuantizedLinear
 from packager.layouts import pack_gate_up, pack_linear
 from tests.cpu_kernels.native_kernels import (
+    LINEAR_VARIANTS,
     VARIANTS,
     activation_rows,
     address,
@@ -23,7 +24,7 @@ SHAPES = [(8, 32, 32), (24, 576, 64), (21, 576, 64), (576, 1536, 64), (40, 1536,
 STORE, ADD = 0, 1
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LINEAR_VARIANTS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize(("out_features", "in_features", "group_size"), SHAPES)
 def test_int8_activations_agree_with_float64(variant, bits, out_features, in_features, group_size):
@@ -67,12 +68,13 @@ def test_float_activations_agree_with_float64(variant, bits, out_features, in_fe
     assert_sums_agree(out[:, :out_features], expected_linear(x, linear) + sum(added), magnitudes)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LINEAR_VARIANTS)
 @pytest.mark.parametrize("sign", [-127, 127])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_sums_do_not_overflow_at_the_extremes(variant, sign, bits):
     kernels = load_kernels(variant)
     in_features, group_size, rows = 11008, 128, kernels.layout.record_rows
+    tokens = 5  # four at once, and one
     groups = in_features // group_size
     # zero points at both ends: the largest weight is +top, the smallest -top
     for q, zero in (((1 << bits) - 1, 0), (0, (1 << bits) - 1)):
@@ -83,16 +85,19 @@ def test_sums_do_not_overflow_at_the_extremes(variant, sign, bits):
             bits=bits,
             group_size=group_size,
         )
-        x = np.full((1, in_features), sign, np.float32)
+        x = np.full((tokens, in_features), sign, np.float32)
         activations, meant = activation_rows(x, group_size)
-        out = np.full((1, rows), np.nan, np.float32)
+        out = np.full((tokens, rows), np.nan, np.float32)
         weights = pack_linear(linear, kernels.layout)
         words = descriptor(weights, linear)
-        kernels.call(f"linear_w{bits}a8", address(words), STORE, address(activations), 0, address(out), 0, 1, 0, 1)
+        kernels.call(
+            f"linear_w{bits}a8", address(words), STORE, address(activations), activations.shape[1], address(out),
+            4 * rows, tokens, 0, 1,
+        )  # fmt: skip
         np.testing.assert_allclose(out, expected_linear(meant, linear), rtol=1e-6)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", LINEAR_VARIANTS)
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_gated_is_silu_of_gate_times_up(variant, bits, tokens):

@@ -13,6 +13,7 @@ import pytest
 from cpu_kernels.build import build
 from cpu_kernels.probe import words
 from cpu_kernels.probe.compute import CHAINS
+from device_profiles.profile import load_profile
 from device_profiles.target import Target
 
 TARGETS = {
@@ -22,9 +23,12 @@ TARGETS = {
     "neon_dotprod": Target(
         "aarch64-unknown-linux-gnu", "cortex-a76", ("+neon", "+dotprod", "+fullfp16"), "neon_dotprod"
     ),
+    "neon_i8mm": load_profile("arm-i8mm").target,
 }
-LANES = {"avx2": 8, "avx512vnni": 16, "neon": 8, "neon_dotprod": 8}
+LANES = {"avx2": 8, "avx512vnni": 16, "neon": 8, "neon_dotprod": 8, "neon_i8mm": 8}
 ROWS = {"avx2": 4, "avx512vnni": 4, "neon": 2, "neon_dotprod": 4}
+FULL_FP16 = ("neon_dotprod", "neon_i8mm")
+MATRICES = ("neon_i8mm",)  # one loop for weights of every width
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def test_fp16_is_there_where_the_chip_has_it(probe: tuple[str, str]) -> None:
     isa, assembly = probe
     functions = loops_of(assembly, "multiply_add")
     halves = [loop for loops in functions for loop in loops if loop.count(r"fmla\b.*\.8h")]
-    assert bool(halves) == (isa == "neon_dotprod")
+    assert bool(halves) == (isa in FULL_FP16)
     for loop in halves:
         assert loop.count(r"fmla\b.*\.8h") % (CHAINS * 2 * LANES[isa] * 16 // 128) == 0
 
@@ -100,6 +104,11 @@ def test_int8_nibbles_are_multiplied_each_time(probe: tuple[str, str]) -> None:
         loop = main_loop(assembly, f"_make_chained_nibbles\\w*{name}", pattern)
         products = loop.count(pattern) * (32 if isa == "avx2" else 8)
         assert products % (words.ROUND_REGISTERS * bytes_of_round * ROWS[isa]) == 0
+    elif isa in MATRICES:
+        loop = main_loop(assembly, "_make_pairs", "usmmla")
+        products = 32 * loop.count("usmmla")
+        assert products % (8 * 8 * LANES[isa]) == 0
+        assert len(loop.lines) <= loop.count("usmmla") + 4  # all from registers
     else:
         pattern = r"vpdpbusd|sdot"
         loop = main_loop(assembly, "_make_dot_nibbles", pattern)
@@ -110,6 +119,9 @@ def test_int8_nibbles_are_multiplied_each_time(probe: tuple[str, str]) -> None:
 
 def test_int8_bytes_are_multiplied_each_time(probe: tuple[str, str]) -> None:
     isa, assembly = probe
+    if isa in MATRICES:
+        assert not loops_of(assembly, "_make_bytes")
+        return
     pattern = r"vpmaddubsw|sm(ul|la)l2?\b|vpdpbusd|sdot"
     loop = main_loop(assembly, "_make_bytes", pattern)
     width = {"avx2": 32, "avx512vnni": 64, "neon": 8, "neon_dotprod": 16}[isa]

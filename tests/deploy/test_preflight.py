@@ -47,6 +47,16 @@ def test_a_cpu_that_lacks_instructions_is_refused_by_name(manifest: Manifest) ->
     assert "profile" in caught.value.remedy
 
 
+def test_a_cpu_without_the_matrix_product_takes_the_dot_product_or_is_refused(manifest: Manifest) -> None:
+    pi5 = make_facts(f"{PI4_FLAGS} asimddp")
+    assert check_fit(pi5, PYTHON, change_isa(manifest, "neon_i8mm", "neon_dotprod"), where="pi5") == []
+    with pytest.raises(DeviceUnfitError, match="i8mm"):
+        check_fit(pi5, PYTHON, change_isa(manifest, "neon_i8mm"), where="pi5")
+    assert (
+        check_fit(make_facts(f"{PI4_FLAGS} asimddp i8mm"), PYTHON, change_isa(manifest, "neon_i8mm"), where="o6") == []
+    )
+
+
 def test_a_cpu_that_tells_nothing_is_left_to_the_health_check(manifest: Manifest) -> None:
     assert check_fit(make_facts(""), PYTHON, change_isa(manifest, "neon_dotprod"), where="board") == []
 

@@ -14,6 +14,8 @@ MEMINFO = "MemTotal:        3884360 kB\nMemFree:         1000000 kB\n"
 A72_FLAGS = "fp asimd evtstrm crc32 cpuid"
 A76_FLAGS = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 A78_FLAGS = A76_FLAGS + " uscat ilrcpc flagm paca pacg"
+# Cortex-A720 (CIX P1) without what no kernel asks for
+A720_FLAGS = A78_FLAGS + " sve sve2 svei8mm i8mm bf16 bti"
 V3 = "fpu sse sse2 ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt avx f16c abm bmi1 avx2 bmi2"
 V4 = V3 + " avx512f avx512dq avx512cd avx512bw avx512vl"
 
@@ -49,6 +51,8 @@ CASES = {
     "orin by 12 cores": (arm_cpuinfo("0xd42", A78_FLAGS, 12), "", "orin-agx"),
     "orin by 6 cores": (arm_cpuinfo("0xd42", A78_FLAGS, 6), "", "orin-nano"),
     "pi3 runs the code of pi4": (arm_cpuinfo("0xd03", A72_FLAGS, 4), "Raspberry Pi 3 Model B", "pi4"),
+    "orion o6": (arm_cpuinfo("0xd81", A720_FLAGS, 12), "Radxa Orion O6", "arm-i8mm"),
+    "graviton3": (arm_cpuinfo("0xd40", A720_FLAGS, 64), "", "arm-i8mm"),
     "haswell": (x86_cpuinfo(V3), "", "laptop-avx2"),
     "ice lake": (x86_cpuinfo(V4 + " avx512_vnni"), "", "laptop-avx512"),
     "alder lake": (x86_cpuinfo(V3 + " avx_vnni"), "", "laptop-avx2"),
@@ -146,6 +150,7 @@ def test_the_best_instruction_set_wins() -> None:
     assert choose_isa("x86_64", frozenset((V3 + " avx_vnni").split()), "x") == "avxvnni"
     assert choose_isa("x86_64", frozenset((V4 + " avx512_vnni").split()), "x") == "avx512vnni"
     assert choose_isa("aarch64", frozenset(A76_FLAGS.split()), "x") == "neon_dotprod"
+    assert choose_isa("aarch64", frozenset(A720_FLAGS.split()), "x") == "neon_i8mm"
 
 
 def test_this_machine() -> None:

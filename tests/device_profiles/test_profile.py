@@ -9,7 +9,7 @@ import pytest
 from device_profiles.profile import FIGURES, list_profiles, load_profile, parse_profile
 from edgeawq.errors import ProfileError
 
-SHIPPED = ["laptop-avx2", "laptop-avx512", "orin-agx", "orin-nano", "pi4", "pi5"]
+SHIPPED = ["arm-i8mm", "laptop-avx2", "laptop-avx512", "orin-agx", "orin-nano", "pi4", "pi5"]
 VALID = """
 title = "A board"
 [target]
@@ -69,7 +69,14 @@ def test_measured_bandwidth_stays_below_theory(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "isa"), [("pi4", "neon"), ("pi5", "neon_dotprod"), ("orin-agx", "neon_dotprod"), ("laptop-avx2", "avx2")]
+    ("name", "isa"),
+    [
+        ("pi4", "neon"),
+        ("pi5", "neon_dotprod"),
+        ("orin-agx", "neon_dotprod"),
+        ("arm-i8mm", "neon_i8mm"),
+        ("laptop-avx2", "avx2"),
+    ],
 )
 def test_instruction_sets(name: str, isa: str) -> None:
     assert load_profile(name).target.isa == isa

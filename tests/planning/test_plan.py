@@ -74,7 +74,7 @@ def test_the_cores_of_an_orin_are_slower_than_its_gpu() -> None:
 
 
 def test_expected_is_never_above_the_ceiling() -> None:
-    for device in ("pi4", "pi5", "orin-nano", "orin-agx", "laptop-avx2", "laptop-avx512"):
+    for device in ("pi4", "pi5", "orin-nano", "orin-agx", "arm-i8mm", "laptop-avx2", "laptop-avx512"):
         for choice in plan("smollm2-135m", device).choices:
             for speed in (choice.decode, choice.first_token):
                 assert speed.ceiling_s is not None
@@ -108,7 +108,7 @@ def test_only_what_the_quantizer_writes_is_offered() -> None:
 def test_static_loops_are_those_of_the_benchmark_table() -> None:
     text = Path(__file__).parents[2].joinpath("docs", "benchmarks.md").read_text(encoding="utf-8")
     row = re.compile(
-        r"\| (pi4|pi5) \| edgeawq, (\d)-bit weights \| (\d) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|"
+        r"\| (pi4|pi5|arm-i8mm) \| edgeawq, (\d)-bit weights \| (\d) \| [\d.]+ \| [\d.]+ \| ([\d.]+) \| ([\d.]+) \|"
     )
     written = {
         (board, int(bits), int(tokens), group, float(cycles))
@@ -117,7 +117,7 @@ def test_static_loops_are_those_of_the_benchmark_table() -> None:
     }
     profiles = {
         (board, loop.bits, loop.tokens, loop.group_size, loop.cycles)
-        for board in ("pi4", "pi5")
+        for board in ("pi4", "pi5", "arm-i8mm")
         for loop in load_profile(board).loops
     }
     assert written and written == profiles

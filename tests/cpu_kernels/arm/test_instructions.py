@@ -17,13 +17,21 @@ from cpu_kernels.build import USUAL_BITS, WEIGHT_BITS, build
 from device_profiles.profile import load_profile
 from tests.cpu_kernels.arm.tools import find_objdump
 
-# What the silicon has: BCM2711 (Cortex-A72 without the optional cryptography) and BCM2712 (Cortex-A76).
-EXTENSIONS = {"pi4": "+v8a,+crc", "pi5": "+v8.2a,+crc,+lse,+rdm,+dotprod,+fullfp16"}
+# What the silicon has: BCM2711 (Cortex-A72 without the optional cryptography) and BCM2712 (Cortex-A76); and what every
+# CPU with the int8 matrix product has.
+EXTENSIONS = {
+    "pi4": "+v8a,+crc",
+    "pi5": "+v8.2a,+crc,+lse,+rdm,+dotprod,+fullfp16",
+    "arm-i8mm": "+v8.2a,+crc,+lse,+rdm,+dotprod,+fullfp16,+i8mm",
+}
+OBJECTS = [(board, kind) for board in ("pi4", "pi5") for kind in ("kernels", "decoder")] + [("arm-i8mm", "linear")]
 # (name, mask, value) of 32-bit encodings: Arm Architecture Reference Manual, section C4.1.
 LATER = (
     ("sdot, udot, vector", 0x9F20FC00, 0x0E009400),
     ("sdot, udot, by element", 0x9F00F400, 0x0F00E000),
-    ("smmla, ummla, usmmla", 0xFFE0F400, 0x4E80A400),
+    ("smmla, usmmla", 0xFFE0F400, 0x4E80A400),
+    ("usdot, vector", 0xBFE0FC00, 0x0E809C00),
+    ("usdot, sudot, by element", 0xBF40F400, 0x0F00F000),
     ("half-precision vector arithmetic", 0x9F60C400, 0x0E400400),
     ("half-precision scalar arithmetic", 0xFF200C00, 0x1EE00800),
     ("LSE read-modify-write", 0x3F200C00, 0x38200000),
@@ -90,11 +98,10 @@ def compile_beyond(extension: str) -> bytes:
 
 def board_object(board: str, kind: str) -> bytes:
     target = load_profile(board).target
-    return build(target, target.isa, kind, WEIGHT_BITS if kind == "kernels" else USUAL_BITS)[0]
+    return build(target, target.isa, kind, USUAL_BITS if kind == "decoder" else WEIGHT_BITS)[0]
 
 
-@pytest.mark.parametrize("kind", ["kernels", "decoder"])
-@pytest.mark.parametrize("board", list(EXTENSIONS))
+@pytest.mark.parametrize(("board", "kind"), OBJECTS)
 def test_objdump_knows_every_instruction(board, kind, tmp_path):
     assert unknown_instructions(board_object(board, kind), EXTENSIONS[board], tmp_path) == []
 
@@ -113,12 +120,22 @@ def test_a_pi5_object_uses_what_its_cpu_has():
     assert all(allowed.match(name) for name in found), found
 
 
+def test_an_i8mm_object_multiplies_matrices_and_stays_within_its_extensions(tmp_path):
+    native = board_object("arm-i8mm", "linear")
+    found = later_instructions(native)
+    assert {"smmla, usmmla", "usdot, sudot, by element", "sdot, udot, by element"} <= found
+    assert all(re.match("us|s(mmla|dot)|LSE|half-precision", name) for name in found), found
+    assert unknown_instructions(native, EXTENSIONS["pi5"], tmp_path)
+
+
 @pytest.mark.parametrize("extension", list(BEYOND))
 def test_both_checks_catch_a_later_instruction(extension, tmp_path):
     native = compile_beyond(extension)
     assert unknown_instructions(native, EXTENSIONS["pi4"], tmp_path)
     assert later_instructions(native)
     assert bool(unknown_instructions(native, EXTENSIONS["pi5"], tmp_path)) == (extension not in ON_PI5)
+    on_i8mm = extension in ON_PI5 | {"i8mm"}
+    assert bool(unknown_instructions(native, EXTENSIONS["arm-i8mm"], tmp_path)) == (not on_i8mm)
 
 
 def test_a_pi5_object_is_caught_on_a_pi4(tmp_path):
