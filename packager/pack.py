@@ -13,6 +13,7 @@ import edgeawq
 from device_profiles.profile import DeviceProfile
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.model import Checkpoint
+from edgeawq.checkpoints.rope import compute_rope
 from edgeawq.errors import CheckpointError, UnsupportedModelError
 from packager.bundle import BundleWriter, add_golden, check_target, dump_json
 from packager.manifest import (
@@ -25,7 +26,6 @@ from packager.manifest import (
     TensorEntry,
     expected_tensors,
 )
-from packager.rope import compute_rope
 from packager.tensors import TensorSource
 
 # What a bundle's generation.json may set; the names are those of generation_config.json.

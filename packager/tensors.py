@@ -10,9 +10,9 @@ import numpy.typing as npt
 
 from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import Checkpoint, QuantizationConfig, QuantizedLinear
+from edgeawq.checkpoints.rope import compute_rope
 from edgeawq.errors import CheckpointError, UnsupportedModelError, UsageError
 from packager.layouts import GROUP_MULTIPLE, Layout, pack_gate_up, pack_linear, record_shape
-from packager.rope import compute_rope
 
 DEFAULT_HEAD_BITS = 8
 HEAD_BITS = (4, 8)

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.model import Checkpoint
+from edgeawq.checkpoints.rope import compute_rope_tables
 from edgeawq.quantize.grid import dequantize_to_tensor
 from edgeawq.quantize.recipe import find_recipe
-from edgeawq.quantize.rope import compute_rope_tables
 
 # Weights of one block, by their name inside it: "self_attn.q_proj.weight", "input_layernorm.weight", …
 BlockWeights = dict[str, torch.Tensor]

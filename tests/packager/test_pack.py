@@ -17,12 +17,12 @@ from edgeawq.checkpoints.config import RopeScaling
 from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import QuantizedLinear
 from edgeawq.checkpoints.open_model import open_model
+from edgeawq.checkpoints.rope import compute_rope
 from edgeawq.errors import BundleError, CheckpointError, UnsupportedModelError, UsageError
 from packager import tensors as tensors_module
 from packager.layouts import LAYOUTS, unpack_linear
 from packager.manifest import Manifest, read_manifest, verify_files
 from packager.pack import PackSummary, pack_checkpoint
-from packager.rope import compute_rope
 from tests.tiny_models import TinyCheckpoint, make_tiny_awq_checkpoint, make_tiny_hf_checkpoint, make_tiny_model
 
 DEVICES = ["pi4", "pi5", "laptop-avx2", "laptop-avx512"]
