@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from edgeawq.checkpoints.analysis import refuse_analysis
+from edgeawq.checkpoints.experts import refuse_experts
 from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import Checkpoint, QuantizationConfig, QuantizedLinear
 from edgeawq.checkpoints.rope import compute_rope
@@ -58,6 +60,8 @@ class TensorSource:
         self.notes: list[str] = []
         self._checkpoint = checkpoint
         self._config = checkpoint.config
+        refuse_analysis(checkpoint.config, checkpoint.name)
+        refuse_experts(checkpoint.config, checkpoint.name)
         self._body = _require_quantized(checkpoint)
         self._layout = layout
         self._head_bits = head_bits

@@ -23,6 +23,17 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The feed-forward part of a mixture of experts, alike in every layer."""
+
+    count: int
+    per_token: int
+    intermediate_size: int  # of one expert
+    normalizes_weights: bool  # the weights of a token's experts are made to add up to 1
+    shared_intermediate_size: int = 0  # of the expert that every token passes; 0: there is none
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Shape and constants of a decoder-only transformer. Widths are counts of features, not bytes."""
 
@@ -41,6 +52,7 @@ class ModelConfig:
     attention_bias: bool = False  # q, k and v
     attention_output_bias: bool = True  # o too, where attention_bias is set (llama); False in qwen2
     mlp_bias: bool = False
+    experts: Experts | None = None  # None: a dense model
     rope_scaling: RopeScaling | None = None
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

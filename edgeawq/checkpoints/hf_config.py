@@ -6,14 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.checkpoints.experts import describe_experts, read_experts
 from edgeawq.checkpoints.hf_rope import describe_scaling, read_rope
 from edgeawq.checkpoints.json_fields import JsonFields
 from edgeawq.checkpoints.limits import check_dimensions
 from edgeawq.errors import UnsupportedModelError
 
-# model_type → class in transformers. All three are the same graph: RMSNorm, rotary positions, grouped-query attention,
-# SwiGLU. They differ in biases and in Mistral's attention window.
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+# model_type → class in transformers. All are the same graph: RMSNorm, rotary positions, grouped-query attention and
+# SwiGLU, in the last two with experts. They differ in biases and in attention windows.
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+}
+QWEN_TYPES = ("qwen2", "qwen2_moe")  # biases on q, k and v only
 MISTRAL_DEFAULT_WINDOW = 4096  # transformers' value where config.json does not name one
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "do_sample", "max_new_tokens")
 
@@ -40,7 +48,8 @@ def read_hf_config(config: Mapping[str, object], generation: Mapping[str, object
     # generation_config.json is what chat models are released with; config.json often names only one of the ends.
     eos_ids = (*generation_fields.read_ids("eos_token_id"), *fields.read_ids("eos_token_id"))
     bos_ids = (*fields.read_ids("bos_token_id"), *generation_fields.read_ids("bos_token_id"))
-    is_qwen2 = model_type == "qwen2"
+    is_qwen = model_type in QWEN_TYPES
+    has_qkv_bias = is_qwen and (model_type == "qwen2" or fields.read_bool("qkv_bias", True))
     found = ModelConfig(
         model_type=model_type,
         hidden_size=hidden_size,
@@ -54,9 +63,10 @@ def read_hf_config(config: Mapping[str, object], generation: Mapping[str, object
         rope_theta=rope_theta,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=fields.read_bool("tie_word_embeddings", False),
-        attention_bias=is_qwen2 or (model_type == "llama" and fields.read_bool("attention_bias", False)),
-        attention_output_bias=not is_qwen2,
+        attention_bias=has_qkv_bias or (model_type == "llama" and fields.read_bool("attention_bias", False)),
+        attention_output_bias=not is_qwen,
         mlp_bias=model_type == "llama" and fields.read_bool("mlp_bias", False),
+        experts=read_experts(model_type, fields, where),
         rope_scaling=rope_scaling,
         bos_token_id=bos_ids[0] if bos_ids else None,
         eos_token_ids=tuple(dict.fromkeys(eos_ids)),
@@ -71,7 +81,11 @@ def limit_to_window(config: ModelConfig, fields: JsonFields) -> ModelConfig:
     if config.model_type == "mistral":
         # A null means "no window" and is not the same as an absent field.
         window = fields.read_int("sliding_window", 0) if "sliding_window" in fields.values else MISTRAL_DEFAULT_WINDOW
-    elif config.model_type == "qwen2" and fields.read_bool("use_sliding_window", False):
+    elif (
+        config.model_type == "mixtral"
+        or config.model_type in QWEN_TYPES
+        and fields.read_bool("use_sliding_window", False)
+    ):
         window = fields.read_int("sliding_window", 0)
     else:
         return config
@@ -129,6 +143,7 @@ def describe_hf_config(config: ModelConfig, source: Mapping[str, object]) -> dic
         "eos_token_id": eos_ids[0] if len(eos_ids) == 1 else (eos_ids or None),
         "torch_dtype": "float16",
     }
+    described |= describe_experts(config)
     # With an attention window the reader's limit is ours; the model's own value stays for other tools.
     if not (is_hugging_face and isinstance(source.get("max_position_embeddings"), int)):
         described["max_position_embeddings"] = config.max_position_embeddings

@@ -90,5 +90,5 @@ def check_nothing_else(unexpected: set[str], config: ModelConfig, where: str) ->
         raise UnsupportedModelError(
             f"{where}: the tensor {name} has no place in a {config.model_type} decoder, so the model cannot be run "
             "faithfully",
-            remedy="choose a dense model of the Llama family (Llama, Mistral, SmolLM2, TinyLlama, Qwen2.5 …)",
+            remedy="choose a model of the Llama family (Llama, Mistral, SmolLM2, TinyLlama, Qwen2.5, Mixtral …)",
         )

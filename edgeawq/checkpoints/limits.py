@@ -7,6 +7,7 @@ from edgeawq.errors import CheckpointError
 
 MAX_LAYERS = 1024
 MAX_WIDTH = 1 << 20
+MAX_EXPERTS = 1 << 12
 MAX_VOCABULARY = 1 << 24
 MAX_CONTEXT = 1 << 30
 MAX_JSON_BYTES = 256 << 20  # the largest tokenizer.json seen has some 35 MB
@@ -24,6 +25,14 @@ def check_dimensions(config: ModelConfig, where: str) -> None:
         "vocab_size": (config.vocab_size, MAX_VOCABULARY),
         "max_position_embeddings": (config.max_position_embeddings, MAX_CONTEXT),
     }
+    if config.experts is not None:
+        limits |= {
+            "the number of experts": (config.experts.count, MAX_EXPERTS),
+            "the number of experts for a token": (config.experts.per_token, config.experts.count),
+            "an expert's intermediate size": (config.experts.intermediate_size, MAX_WIDTH),
+            # 0 says that there is none.
+            "the shared expert's intermediate size": (max(1, config.experts.shared_intermediate_size), MAX_WIDTH),
+        }
     for name, (value, limit) in limits.items():
         if not 1 <= value <= limit:
             raise CheckpointError(f"{where}: {name} is {value:,}; possible is 1 to {limit:,}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.checkpoints.experts import list_feed_forwards, list_routers
 from edgeawq.errors import CheckpointError
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -24,41 +25,48 @@ def list_expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def list_linear_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
-    """(out_features, in_features) of every linear layer in the decoder's body, by module name."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for layer in range(config.n_layers):
-        for name, shape in list_layer_shapes(config, layer).items():
-            if len(shape) == 2:
-                shapes[name.removesuffix(".weight")] = (shape[0], shape[1])
-    return shapes
+    """(out_features, in_features) of every linear layer in the decoder's body, by module name; no routers."""
+    return {
+        f"model.layers.{layer}.{module}": shape
+        for layer in range(config.n_layers)
+        for module, shape in list_block_linears(config).items()
+    }
 
 
-def list_layer_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
-    """The tensors of one decoder layer."""
-    hidden, ffn = config.hidden_size, config.intermediate_size
+def list_block_linears(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """(out_features, in_features) of the linear layers of one decoder layer, by their name inside it; no routers."""
+    hidden = config.hidden_size
     q_width, kv_width = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    prefix = f"model.layers.{layer}."
     linears = {
         "self_attn.q_proj": (q_width, hidden),
         "self_attn.k_proj": (kv_width, hidden),
         "self_attn.v_proj": (kv_width, hidden),
         "self_attn.o_proj": (hidden, q_width),
-        "mlp.gate_proj": (ffn, hidden),
-        "mlp.up_proj": (ffn, hidden),
-        "mlp.down_proj": (hidden, ffn),
     }
+    for part in list_feed_forwards(config):
+        width = part.intermediate_size
+        linears |= {part.gate: (width, hidden), part.up: (width, hidden), part.down: (hidden, width)}
+    return linears
+
+
+def list_layer_shapes(config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of one decoder layer."""
+    hidden = config.hidden_size
+    prefix = f"model.layers.{layer}."
     shapes: dict[str, tuple[int, ...]] = {prefix + "input_layernorm.weight": (hidden,)}
-    for module, shape in linears.items():
+    for module, shape in list_block_linears(config).items():
         shapes[f"{prefix}{module}.weight"] = shape
         if has_bias(config, module):
             shapes[f"{prefix}{module}.bias"] = (shape[0],)
+    for module, out_features in list_routers(config).items():
+        shapes[f"{prefix}{module}.weight"] = (out_features, hidden)
     shapes[prefix + "post_attention_layernorm.weight"] = (hidden,)
     return shapes
 
 
 def has_bias(config: ModelConfig, module: str) -> bool:
     """Whether a layer's linear (such as "self_attn.o_proj") carries a bias."""
-    if module.startswith("mlp."):
+    if not module.startswith("self_attn."):
         return config.mlp_bias
     if module == "self_attn.o_proj":
         return config.attention_bias and config.attention_output_bias

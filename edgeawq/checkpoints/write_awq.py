@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgeawq.checkpoints.analysis import OWN_MARK
 from edgeawq.checkpoints.awq_folder import GPTQ_VERSION, GRIDS_FILE, PER_CHANNEL, AwqFolder
 from edgeawq.checkpoints.awq_gemm import pack_linear_gemm
 from edgeawq.checkpoints.config import ModelConfig
@@ -23,8 +24,7 @@ from edgeawq.errors import CheckpointError, UsageError
 
 SHARD_BYTES = 5 * 10**9
 # config.json says who wrote the folder: only such a folder is ever replaced.
-OWN_MARK = "edgeawq"
-OWN_MARK_VALUE = {"format": 1}
+OWN_MARK_VALUE: dict[str, object] = {"format": 1}
 WRITTEN_FILES = frozenset(
     {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX_FILE, GRIDS_FILE}
 )
@@ -70,18 +70,32 @@ def write_awq_checkpoint(
                     writer.add(f"{module}.{part}", values)
             writer.finish()
         write_grids(partial / GRIDS_FILE, grids)
-        described = describe_hf_config(config, source_config)
-        described["quantization_config"] = describe_quantization(quantization)
-        described[OWN_MARK] = OWN_MARK_VALUE
-        write_json(partial / "config.json", described)
-        write_json(partial / "generation_config.json", describe_generation(config, generation_defaults))
-        write_json(partial / "tokenizer_config.json", describe_tokenizer(config, tokenizer))
-        (partial / "tokenizer.json").write_text(tokenizer.tokenizer_json, encoding="utf-8")
-        for name, content in extra_files.items():
-            (partial / name).write_bytes(content)
+        fields = {"quantization_config": describe_quantization(quantization)}
+        write_description(partial, config, tokenizer, generation_defaults, source_config, extra_files, {}, fields)
         # Reading it back checks names, types and shapes of everything against the configuration.
         AwqFolder(partial, name=folder.name)
     return folder
+
+
+def write_description(
+    folder: Path,
+    config: ModelConfig,
+    tokenizer: TokenizerFiles,
+    generation_defaults: Mapping[str, float | int | bool],
+    source_config: Mapping[str, object],
+    extra_files: Mapping[str, bytes],
+    own_fields: Mapping[str, object],
+    fields: Mapping[str, object],
+) -> None:
+    """Everything of a checkpoint but its weights. fields: more of config.json; own_fields: more of edgeawq's mark."""
+    described = describe_hf_config(config, source_config) | dict(fields)
+    described[OWN_MARK] = OWN_MARK_VALUE | dict(own_fields)
+    write_json(folder / "config.json", described)
+    write_json(folder / "generation_config.json", describe_generation(config, generation_defaults))
+    write_json(folder / "tokenizer_config.json", describe_tokenizer(config, tokenizer))
+    (folder / "tokenizer.json").write_text(tokenizer.tokenizer_json, encoding="utf-8")
+    for name, content in extra_files.items():
+        (folder / name).write_bytes(content)
 
 
 class ShardedWriter:
@@ -269,12 +283,12 @@ def check_extra_files(extra_files: Mapping[str, bytes]) -> None:
 
 
 def is_own_checkpoint(folder: Path) -> bool:
-    """Whether a folder was written by `write_awq_checkpoint`."""
+    """Whether a folder was written by edgeawq."""
     try:
         described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(described, dict) and OWN_MARK in described and "quantization_config" in described
+    return isinstance(described, dict) and OWN_MARK in described
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

@@ -55,13 +55,22 @@ class Subject:
     @property
     def is_float(self) -> bool:
         """Whether others can be compared with it."""
-        return self.checkpoint is not None and self.checkpoint.quantization is None
+        return self.checkpoint is not None and self.checkpoint.quantization is None and not self.is_analysis
+
+    @property
+    def is_analysis(self) -> bool:
+        """Whether it was rounded to be looked at, and stored in float."""
+        from edgeawq.checkpoints.analysis import read_analysis
+
+        return self.checkpoint is not None and read_analysis(self.checkpoint.config) is not None
 
     @property
     def kind(self) -> str:
         """The word for its kind."""
         if self.checkpoint is None:
             return "bundle"
+        if self.is_analysis:
+            return "analysis"
         return "float" if self.is_float else "quantized"
 
 

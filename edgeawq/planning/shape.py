@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.embedded_model import EMBEDDED_SCHEME
+from edgeawq.checkpoints.experts import refuse_experts
 from edgeawq.checkpoints.hf_config import read_hf_config
 from edgeawq.checkpoints.json_file import read_json_object, read_optional_json_object
 from edgeawq.checkpoints.model import QuantizationConfig
@@ -83,6 +84,7 @@ def _read_config(path: Path, name: str, reference: str) -> ModelShape:
         from edgeawq.checkpoints.awq_folder import read_quantization
 
         quantization = read_quantization(config.extra, str(path.parent))
+    refuse_experts(config, str(path.parent))
     tokenizer = path.with_name("tokenizer.json")
     return ModelShape(name, config, reference, quantization, tokenizer.stat().st_size if tokenizer.is_file() else None)
 

@@ -22,6 +22,7 @@ from edgeawq.quantize.observe import observe_block
 from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.recipe import ScalePair
 from edgeawq.quantize.scale_search import CLIP_RATIOS, SAMPLED_ROWS, LayerProblem, measure_loss, sample_rows
+from edgeawq.quantize.starved_experts import feed_starved_experts
 
 SCALE_BITS = 16
 
@@ -49,6 +50,7 @@ def measure_options(
     """The options of one float block's layers; fills outputs with its output. forms: what each layer may become."""
     rope = make_rope(config, hidden.shape[1], torch.float32)
     statistics = observe_block(hidden, outputs, weights, config, rope, pairs, seed, workers)
+    statistics = feed_starved_experts(statistics, hidden, weights, config, rope, workers)
 
     def measure(choice: tuple[str, GridFormat]) -> float:
         module, form = choice

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,11 +16,13 @@ from edgeawq.quantize.clip_search import search_clip
 from edgeawq.quantize.fold import fold_scales, snap_to_float16, tie_query_heads
 from edgeawq.quantize.gptq import GptqPlan, quantize_gptq
 from edgeawq.quantize.grid import GridFormat, dequantize_to_tensor, round_to_linear
-from edgeawq.quantize.llama import LINEARS, BlockWeights, RopeTables, run_block
+from edgeawq.quantize.llama import BlockWeights, RopeTables, run_block
+from edgeawq.quantize.mixed import choose_channels, keep_channels, seed_layer
 from edgeawq.quantize.observe import BlockStatistics
 from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.recipe import ScalePair
 from edgeawq.quantize.scale_search import Exponents, LayerProblem, ScaleChoice, search_scales
+from edgeawq.quantize.settings import QuantizeSettings
 
 MIN_SHARE = 1e-30
 
@@ -32,8 +34,8 @@ BlockFormats = Mapping[str, GridFormat]
 class QuantizedBlock:
     """What a block becomes in the checkpoint: linear layers on their grid, everything else in float16."""
 
-    linears: dict[str, QuantizedLinear]  # by module inside the block
-    floats: dict[str, torch.Tensor]  # norms and biases by name inside the block
+    linears: dict[str, QuantizedLinear]  # by module inside the block; none where the method is for analysis only
+    floats: dict[str, torch.Tensor]  # norms, biases and routers by name inside the block
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class BlockOutcome:
     loss: float
     is_reverted: bool  # the method did not help: the block is rounded to nearest
     layers: dict[str, LayerOutcome]
+    # Experts that saw too few tokens for statistics of their own, by name, and how many they saw.
+    starved_experts: dict[str, int] = field(default_factory=dict)
 
 
 def quantize_block_rtn(weights: BlockWeights, forms: BlockFormats) -> QuantizedBlock:
@@ -76,15 +80,15 @@ def quantize_block_rtn(weights: BlockWeights, forms: BlockFormats) -> QuantizedB
             forms[module].group_size,
             is_symmetric=forms[module].is_symmetric,
         )
-        for module in LINEARS
+        for module in forms
     }
-    return QuantizedBlock(linears, pick_floats(weights))
+    return QuantizedBlock(linears, pick_floats(weights, forms))
 
 
-def fold_nothing(weights: BlockWeights) -> FoldedBlock:
+def fold_nothing(weights: BlockWeights, forms: BlockFormats) -> FoldedBlock:
     """The block as it is, for methods without channel scales."""
-    ones = {module: torch.ones(weights[f"{module}.weight"].shape[1]) for module in LINEARS}
-    return FoldedBlock(weights, ones, dict.fromkeys(LINEARS, (0.0, 0.0)))
+    ones = {module: torch.ones(weights[f"{module}.weight"].shape[1]) for module in forms}
+    return FoldedBlock(weights, ones, dict.fromkeys(forms, (0.0, 0.0)))
 
 
 def fold_best_scales(
@@ -143,7 +147,7 @@ def round_clipped(
 ) -> dict[str, QuantizedLinear]:
     """Every linear layer rounded to nearest in the ranges that the clip search finds."""
     linears = {}
-    for module in LINEARS:
+    for module in forms:
         weight, gram = folded.weights[f"{module}.weight"], scale_gram(module, folded, statistics)
         grid = search_clip(weight, gram, forms[module], workers)
         linears[module] = round_to_linear(weight, grid.scales, grid.zeros, forms[module])
@@ -158,7 +162,7 @@ def round_gptq(
     Both ways leave about the same error; on the clip search's grids in the usual order it would be a fifth more.
     """
     grids: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    for module in LINEARS if plan.act_order else ():
+    for module in forms if plan.act_order else ():
         weight, gram = folded.weights[f"{module}.weight"], scale_gram(module, folded, statistics)
         grid = search_clip(weight, gram, forms[module], workers)
         grids[module] = (grid.scales, grid.zeros)
@@ -167,7 +171,7 @@ def round_gptq(
         weight, gram = folded.weights[f"{module}.weight"], scale_gram(module, folded, statistics)
         return quantize_gptq(weight, gram, forms[module], plan, grids.get(module))
 
-    return dict(zip(LINEARS, workers.run(round_one, LINEARS), strict=True))
+    return dict(zip(forms, workers.run(round_one, forms), strict=True))
 
 
 def scale_gram(module: str, folded: FoldedBlock, statistics: BlockStatistics) -> torch.Tensor:
@@ -176,25 +180,53 @@ def scale_gram(module: str, folded: FoldedBlock, statistics: BlockStatistics) ->
     return statistics.layers[module].gram / (scales[:, None] * scales)
 
 
+def keep_block_channels(
+    layer: int,
+    weights: BlockWeights,
+    statistics: BlockStatistics,
+    forms: BlockFormats,
+    pairs: tuple[ScalePair, ...],
+    settings: QuantizeSettings,
+    workers: Workers,
+) -> QuantizedBlock:
+    """The block with some channels of every layer in float16 and the rest rounded to nearest; all stored in float."""
+    mean_abs = {module: statistics.mean_abs[pair.name] for pair in pairs for module in pair.linears}
+
+    def keep(module: str) -> torch.Tensor:
+        weight, generator = weights[f"{module}.weight"], seed_layer(settings.seed, layer, module)
+        chosen = choose_channels(settings.criterion, weight, mean_abs[module], settings.kept_share, generator)
+        return keep_channels(weight, forms[module], chosen)
+
+    rounded = dict(zip(forms, workers.run(keep, forms), strict=True))
+    return QuantizedBlock({}, pick_floats(weights | {f"{module}.weight": rounded[module] for module in forms}, {}))
+
+
+def read_rounded(block: QuantizedBlock, module: str, dtype: torch.dtype) -> torch.Tensor:
+    """A layer's weight as the checkpoint will hold it, [out_features, in_features]."""
+    linear = block.linears.get(module)
+    return block.floats[f"{module}.weight"].to(dtype) if linear is None else dequantize_to_tensor(linear, dtype)
+
+
 def describe_layers(
     weights: BlockWeights,
     folded: FoldedBlock,
+    forms: BlockFormats,
     rtn: QuantizedBlock,
-    linears: Mapping[str, QuantizedLinear],
+    block: QuantizedBlock,
     statistics: BlockStatistics,
 ) -> dict[str, LayerOutcome]:
     """How each layer came out, beside rounding to nearest."""
     outcomes = {}
-    for module in LINEARS:
+    for module in forms:
         source, scaled = weights[f"{module}.weight"], folded.weights[f"{module}.weight"]
-        plain, rounded = (dequantize_to_tensor(block[module], source.dtype) for block in (rtn.linears, linears))
+        plain, rounded = (read_rounded(one, module, source.dtype) for one in (rtn, block))
         outcomes[module] = LayerOutcome(
-            bits=linears[module].bits,
+            bits=forms[module].bits,
             rtn_error=measure_layer_error(source, plain, statistics.layers[module].gram),
             error=measure_layer_error(scaled, rounded, scale_gram(module, folded, statistics)),
             activation_exponent=folded.exponents[module][0],
             weight_exponent=folded.exponents[module][1],
-            mean_clip=measure_clip(scaled, linears[module]),
+            mean_clip=measure_clip(scaled, block.linears[module]) if module in block.linears else 1.0,
         )
     return outcomes
 
@@ -208,9 +240,9 @@ def measure_clip(weight: torch.Tensor, linear: QuantizedLinear) -> float:
     return float(ratios.mean(dtype=torch.float64)) if ratios.numel() else 1.0
 
 
-def pick_floats(weights: BlockWeights) -> dict[str, torch.Tensor]:
-    """What stays in float (norms, biases), rounded to the float16 that the checkpoint holds."""
-    quantized = {f"{module}.weight" for module in LINEARS}
+def pick_floats(weights: BlockWeights, forms: BlockFormats) -> dict[str, torch.Tensor]:
+    """What stays in float (norms, biases, routers), rounded to the float16 that the checkpoint holds."""
+    quantized = {f"{module}.weight" for module in forms}
     return {name: tensor.half() for name, tensor in weights.items() if name not in quantized}
 
 

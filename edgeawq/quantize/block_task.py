@@ -18,6 +18,7 @@ from edgeawq.quantize.block import (
     describe_layers,
     fold_best_scales,
     fold_nothing,
+    keep_block_channels,
     measure_block_loss,
     pick_floats,
     quantize_block_rtn,
@@ -32,6 +33,7 @@ from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.recipe import find_recipe
 from edgeawq.quantize.rounding import RoundingPlan, learn_rounding
 from edgeawq.quantize.settings import QuantizeSettings
+from edgeawq.quantize.starved_experts import feed_starved_experts, find_starved
 
 # Calibration tokens on which a finished block is compared with its float self.
 LOSS_TOKENS = 1024
@@ -66,18 +68,22 @@ def quantize_block(
     pairs = find_recipe(config)
     seed = (settings.seed * config.n_layers + layer) * len(states.hidden)
     statistics = observe_block(states.hidden, expected, weights, config, rope, pairs, seed, workers)
+    statistics = feed_starved_experts(statistics, states.hidden, weights, config, rope, workers)
     method = METHODS[settings.method]
     if method.folds_scales:
         folded = fold_best_scales(weights, statistics, forms, config, pairs, workers)
     else:
-        folded = fold_nothing(weights)
-    block = round_block(folded, statistics, forms, settings, workers)
+        folded = fold_nothing(weights, forms)
+    if method.keeps_channels:
+        block = keep_block_channels(layer, weights, statistics, forms, pairs, settings, workers)
+    else:
+        block = round_block(folded, statistics, forms, settings, workers)
     if method.learns_rounding:
         plan = RoundingPlan(steps=settings.rounding_steps)
         source = folded.weights | {name: tensor.float() for name, tensor in block.floats.items()}
         learned = learn_rounding(source, block.linears, states.quantized, expected, config, rope, plan, seed, workers)
         block = QuantizedBlock(learned, block.floats)
-    layers = describe_layers(weights, folded, rtn, block.linears, statistics)
+    layers = describe_layers(weights, folded, forms, rtn, block, statistics)
     stride = max(1, states.hidden.shape[0] * states.hidden.shape[1] // LOSS_TOKENS)
     rtn_loss, loss = (
         measure_block_loss(
@@ -85,14 +91,15 @@ def quantize_block(
         )
         for one in (rtn, block)
     )
-    is_reverted = not loss < rtn_loss
+    is_reverted = not loss < rtn_loss and not method.keeps_channels
     if is_reverted:
         block = rtn
     behind = expected
     if method.learns_rounding:
         behind = make_room("quantized")
         run_sequences(states.quantized, behind, dequantize_block(block, torch.float32), config, rope, workers)
-    return block, BlockOutcome(rtn_loss, loss, is_reverted, layers), BlockStates(expected, behind)
+    starved = find_starved(statistics, config)
+    return block, BlockOutcome(rtn_loss, loss, is_reverted, layers, starved), BlockStates(expected, behind)
 
 
 def round_block(
@@ -109,7 +116,7 @@ def round_block(
         linears = round_gptq(folded, statistics, forms, GptqPlan(act_order), workers)
     else:
         linears = round_clipped(folded, statistics, forms, workers)
-    return QuantizedBlock(linears, pick_floats(folded.weights))
+    return QuantizedBlock(linears, pick_floats(folded.weights, forms))
 
 
 def run_sequences(

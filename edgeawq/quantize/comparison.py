@@ -29,7 +29,7 @@ class ModelResult:
     """What was measured of one model."""
 
     name: str  # as the user wrote it
-    kind: str  # "float" | "quantized" | "bundle"
+    kind: str  # "float" | "quantized" | "bundle" | "analysis"
     is_reference: bool
     score: ModelScore
     storage: Storage

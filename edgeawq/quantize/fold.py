@@ -21,7 +21,7 @@ def fold_scales(
     scales must be equal for all query heads of a KV head, which `tie_query_heads` sees to.
     """
     folded = dict(weights)
-    for module in pair.linears:
+    for module in (*pair.linears, *pair.routers):
         folded[f"{module}.weight"] = weights[f"{module}.weight"] * channel_scales
     divisor = pick_kv_heads(channel_scales, config) if pair.per_kv_head else channel_scales
     name = f"{pair.previous}.weight"

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from edgeawq.quantize.llama import LINEARS, BlockWeights, apply_linear, make_rope, run_block
+from edgeawq.checkpoints.tensor_shapes import list_block_linears
+from edgeawq.quantize.llama import BlockWeights, apply_linear, make_rope, run_block
 from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.perplexity import OnProgress, StreamedModel
 from edgeawq.quantize.recipe import find_recipe
@@ -48,15 +49,19 @@ def measure_histograms(
     """Walk through a model with chunks [chunks, positions]; one block is in memory."""
     config = model.config
     pairs = find_recipe(config)
-    readers = {pair.linears[0]: pair.name for pair in pairs}
+    # The same holds for the activations inside experts: "down of experts.3" counts as "down".
+    readers = {pair.reader: pair.name for pair in pairs}
+    kinds = {pair.name: pair.name.partition(" ")[0] for pair in pairs}
+    linears = list_block_linears(config)
     rope = make_rope(config, chunks.shape[1], model.embedding.dtype)
     hidden = [F.embedding(chunk[None], model.embedding) for chunk in chunks]
-    weight_counts = {module: torch.zeros(WEIGHT_BINS, dtype=torch.int64) for module in LINEARS}
-    channel_counts = {pair.name: torch.zeros(CHANNEL_BINS, dtype=torch.int64) for pair in pairs}
+    # Experts have projections of the same names, which are counted together.
+    weight_counts = {module.rpartition(".")[2]: torch.zeros(WEIGHT_BINS, dtype=torch.int64) for module in linears}
+    channel_counts = {kind: torch.zeros(CHANNEL_BINS, dtype=torch.int64) for kind in kinds.values()}
     for layer in range(config.n_layers):
         weights = model.read_block(layer)
-        for module in LINEARS:
-            weight_counts[module] += count_weights(weights[f"{module}.weight"])
+        for module in linears:
+            weight_counts[module.rpartition(".")[2]] += count_weights(weights[f"{module}.weight"])
 
         def run(state: torch.Tensor, weights: BlockWeights = weights) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
             sums: dict[str, torch.Tensor] = {}
@@ -70,13 +75,15 @@ def measure_histograms(
 
         results = workers.run(run, hidden)
         hidden = [output for output, _ in results]
-        for activation, counts in channel_counts.items():
-            counts += count_channels(torch.stack([sums[activation] for _, sums in results]).sum(0))
+        for activation, kind in kinds.items():
+            total = torch.stack([sums[activation] for _, sums in results]).sum(0)
+            if bool(total.any()):  # an expert may have seen no token
+                channel_counts[kind] += count_channels(total)
         on_progress(layer + 1, config.n_layers)
     return ModelHistograms(
         {
-            module.rpartition(".")[2]: Histogram(-WEIGHT_LIMIT, WEIGHT_LIMIT, tuple(counts.tolist()))
-            for module, counts in weight_counts.items()
+            name: Histogram(-WEIGHT_LIMIT, WEIGHT_LIMIT, tuple(counts.tolist()))
+            for name, counts in weight_counts.items()
         },
         {
             name: Histogram(-CHANNEL_LIMIT, CHANNEL_LIMIT, tuple(counts.tolist()))

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.checkpoints.experts import list_routers
 from edgeawq.errors import UsageError
-from edgeawq.quantize.llama import LINEARS, BlockWeights, LinearFunction, RopeTables, apply_linear, make_rope, run_block
+from edgeawq.quantize.llama import BlockWeights, LinearFunction, RopeTables, apply_linear, make_rope, run_block
 from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.perplexity import OnProgress, StreamedModel
 from edgeawq.quantize.recipe import find_recipe
@@ -101,14 +102,20 @@ class BlockPair:
         outputs: dict[str, torch.Tensor] = {}
         wanted = run_block(states, self.reference, self.config, self.rope, linear=keep_outputs(outputs))
         layers: dict[str, Sums] = {}
+        routers = list_routers(self.config)
 
         def collect(features: torch.Tensor, weights: BlockWeights, module: str) -> torch.Tensor:
+            if module in routers:
+                # Layers are compared on the same tokens, so they go where the float model sends them.
+                return outputs.pop(module)
             output = apply_linear(features, weights, module)
             layers[module] = Sums()
             layers[module].add(outputs.pop(module)[0], output[0])
             return output
 
         found = run_block(states, self.weights, self.config, self.rope, linear=collect)
+        if routers:
+            found = run_block(states, self.weights, self.config, self.rope)
         own = run_block(own_states, self.weights, self.config, self.rope)
         return SequenceResult(
             wanted,
@@ -132,7 +139,7 @@ def keep_outputs(outputs: dict[str, torch.Tensor]) -> LinearFunction:
 def sum_up(results: list[SequenceResult], rescaled: set[str]) -> BlockErrors:
     """The errors of a block over all sequences."""
     layers: dict[str, float] = {}
-    for module in LINEARS:
+    for module in results[0].layers:
         total = Sums(torch.stack([result.layers[module].products for result in results]).sum(0))
         layers[module] = total.measure(module in rescaled)
     return BlockErrors(layers, divide(result.block for result in results), divide(result.drift for result in results))
@@ -151,7 +158,16 @@ def sum_squares(values: torch.Tensor) -> float:
 
 def check_same_graph(reference: ModelConfig, config: ModelConfig) -> None:
     """Raise UsageError unless the blocks of two models can be compared one by one."""
-    names = ("n_layers", "hidden_size", "intermediate_size", "n_heads", "n_kv_heads", "head_dim", "vocab_size")
+    names = (
+        "n_layers",
+        "hidden_size",
+        "intermediate_size",
+        "n_heads",
+        "n_kv_heads",
+        "head_dim",
+        "vocab_size",
+        "experts",
+    )
     for name in names:
         wanted, found = getattr(reference, name), getattr(config, name)
         if wanted != found:

@@ -1,4 +1,4 @@
-"""A small Llama decoder in torch: the float reference of the quantizer and of the runtime's tests.
+"""A small decoder of the Llama family in torch: the float reference of the quantizer and of the runtime's tests.
 
 Blocks are plain functions on a dictionary of weights, so that the quantizer can hold one block at a time, change its
 weights, and run it again. Shapes: hidden [batch, positions, hidden_size], q [batch, n_heads, positions, head_dim],
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.checkpoints.experts import FeedForward, find_common_feed_forward, list_experts, list_routers
 from edgeawq.checkpoints.model import Checkpoint
 from edgeawq.checkpoints.rope import compute_rope_tables
+from edgeawq.checkpoints.tensor_shapes import list_layer_shapes
 from edgeawq.quantize.grid import dequantize_to_tensor
 from edgeawq.quantize.recipe import find_recipe
 
@@ -24,17 +26,6 @@ BlockWeights = dict[str, torch.Tensor]
 
 # (features [batch, positions, in_features], weights, module) → [batch, positions, out_features]
 LinearFunction = Callable[[torch.Tensor, BlockWeights, str], torch.Tensor]
-
-NORMS = ("input_layernorm", "post_attention_layernorm")
-LINEARS = (
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.o_proj",
-    "mlp.gate_proj",
-    "mlp.up_proj",
-    "mlp.down_proj",
-)
 
 
 @dataclass(frozen=True)
@@ -132,10 +123,39 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
 
 
-def run_mlp(normed: torch.Tensor, weights: BlockWeights, *, linear: LinearFunction = apply_linear) -> torch.Tensor:
-    """SwiGLU feed-forward of [batch, positions, hidden_size], input after the norm, output before the residual."""
-    gate = F.silu(linear(normed, weights, "mlp.gate_proj"))
-    return linear(gate * linear(normed, weights, "mlp.up_proj"), weights, "mlp.down_proj")
+def run_mlp(
+    normed: torch.Tensor, weights: BlockWeights, part: FeedForward, *, linear: LinearFunction = apply_linear
+) -> torch.Tensor:
+    """One SwiGLU part of [batch, positions, hidden_size], input after the norm, output before the residual."""
+    gate = F.silu(linear(normed, weights, part.gate))
+    return linear(gate * linear(normed, weights, part.up), weights, part.down)
+
+
+def run_feed_forward(
+    normed: torch.Tensor, weights: BlockWeights, config: ModelConfig, *, linear: LinearFunction = apply_linear
+) -> torch.Tensor:
+    """The whole feed-forward of [batch, positions, hidden_size]: what every token passes, and its chosen experts.
+
+    An expert's layers get the tokens that are sent to it, as [1, tokens, hidden_size]; there may be none.
+    """
+    common = find_common_feed_forward(config)
+    if config.experts is None:
+        assert common is not None
+        return run_mlp(normed, weights, common, linear=linear)
+    router, *shared_router = list_routers(config)
+    tokens = normed.flatten(0, 1)[None]  # [1, tokens, hidden_size]
+    shares, chosen = linear(tokens, weights, router)[0].softmax(-1).topk(config.experts.per_token)  # [tokens, chosen]
+    if config.experts.normalizes_weights:
+        shares = shares / shares.sum(-1, keepdim=True)
+    output = torch.zeros_like(tokens[0])
+    for number, part in enumerate(list_experts(config)):
+        rows, slots = (chosen == number).nonzero(as_tuple=True)
+        found = run_mlp(tokens[:, rows], weights, part, linear=linear)[0]
+        output = output.index_add(0, rows, found * shares[rows, slots, None])
+    if common is not None:
+        share = linear(tokens, weights, shared_router[0])[0].sigmoid()  # [tokens, 1]
+        output = output + share * run_mlp(tokens, weights, common, linear=linear)[0]
+    return output.view_as(normed)
 
 
 def run_block(
@@ -155,11 +175,11 @@ def run_block(
     normed = normalize(hidden, weights["input_layernorm.weight"], config.rms_norm_eps)
     hidden = hidden + run_attention(normed, weights, config, rope, linear=linear, cache=cache, layer=layer)
     normed = normalize(hidden, weights["post_attention_layernorm.weight"], config.rms_norm_eps)
-    return hidden + run_mlp(normed, weights, linear=linear)
+    return hidden + run_feed_forward(normed, weights, config, linear=linear)
 
 
 def read_weight(checkpoint: Checkpoint, module: str, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of `module`, dequantized where the checkpoint holds it on a grid; [out_features, in_features]."""
+    """The weight of `module`, dequantized where the checkpoint holds it on a grid."""
     linear = checkpoint.quantized_linear(module)
     if linear is not None:
         return dequantize_to_tensor(linear, dtype)
@@ -169,14 +189,14 @@ def read_weight(checkpoint: Checkpoint, module: str, dtype: torch.dtype) -> torc
 def read_block(checkpoint: Checkpoint, layer: int, dtype: torch.dtype) -> BlockWeights:
     """All weights of one block, biases included where the checkpoint has them."""
     prefix = f"model.layers.{layer}."
-    present = set(checkpoint.tensor_names())
     weights: BlockWeights = {}
-    for name in NORMS:
-        weights[f"{name}.weight"] = torch.from_numpy(checkpoint.tensor(f"{prefix}{name}.weight")).to(dtype)
-    for module in LINEARS:
-        weights[f"{module}.weight"] = read_weight(checkpoint, prefix + module, dtype)
-        if f"{prefix}{module}.bias" in present:
-            weights[f"{module}.bias"] = torch.from_numpy(checkpoint.tensor(f"{prefix}{module}.bias")).to(dtype)
+    for name in list_layer_shapes(checkpoint.config, layer):
+        module, _, kind = name.rpartition(".")
+        if kind == "weight":
+            tensor = read_weight(checkpoint, module, dtype)
+        else:
+            tensor = torch.from_numpy(checkpoint.tensor(name)).to(dtype)
+        weights[name.removeprefix(prefix)] = tensor
     return weights
 
 

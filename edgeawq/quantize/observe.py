@@ -31,6 +31,7 @@ class LayerStatistics:
 
     gram: torch.Tensor  # [in_features, in_features] Σ_t c_t x_t x_tᵀ, c_t: sensitivity of the token, 1 on average
     row_weights: torch.Tensor  # [out_features] mean squared sensitivity of the block's output to the row
+    n_tokens: int  # that reached the layer: an expert sees only those that are sent to it
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class BlockStatistics:
 
 @dataclass
 class Sums:
-    """Sums over tokens, by kind and module or pair: "gram", "tokens" (Σ c_t), "rows", "abs"."""
+    """Sums over tokens, by kind and module or pair: "gram", "tokens" (Σ c_t), "rows", "count", "abs"."""
 
     values: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
 
@@ -98,13 +99,15 @@ def observe_block(
     n_tokens = hidden.shape[0] * hidden.shape[1]
     layers: dict[str, LayerStatistics] = {}
     for pair in pairs:
+        shared = {module: modules[0] for modules in pair.gram_sets for module in modules}
         for module in pair.linears:
-            key = pair.linears[0] if pair.weighs_tokens_alike else module
+            key = shared[module]
             mean = (sums.values["tokens", key] / n_tokens).clamp(min=TINY)
             layers[module] = LayerStatistics(
                 # Layers that share a Gram matrix get the same tensor.
                 layers[key].gram if key in layers else sums.values["gram", key] / mean,
                 sums.values["rows", module] / n_tokens,
+                int(sums.values["count", module]),
             )
     return BlockStatistics(layers, {pair.name: sums.values["abs", pair.name] / n_tokens for pair in pairs})
 
@@ -119,11 +122,14 @@ def observe_sequences(
     """Block output of some sequences, and the sums over their tokens."""
     inputs: dict[str, torch.Tensor] = {}
     probes: dict[str, torch.Tensor] = {}
+    routers = {module for pair in pairs for module in pair.routers}
 
     def probe(features: torch.Tensor, block: BlockWeights, module: str) -> torch.Tensor:
         # Adding a zero that wants a gradient shows how the block's output reacts to this layer's.
         inputs[module] = features.detach()
         output = apply_linear(features, block, module)
+        if module in routers:
+            return output
         probes[module] = torch.zeros_like(output, requires_grad=True)
         return output + probes[module]
 
@@ -139,12 +145,12 @@ def observe_sequences(
     }
     sums = Sums()
     for pair in pairs:
-        features = inputs[pair.linears[0]].flatten(0, 1)  # [tokens, in_features]
-        sums.values["abs", pair.name] = features.abs().sum(0)
+        sums.values["abs", pair.name] = inputs[pair.reader].flatten(0, 1).abs().sum(0)
         for module in pair.linears:
             sums.values["rows", module] = squared[module].sum(0)
-        sharing = [pair.linears] if pair.weighs_tokens_alike else [(module,) for module in pair.linears]
-        for modules in sharing:
+            sums.values["count", module] = torch.tensor(len(squared[module]))
+        for modules in pair.gram_sets:
+            features = inputs[modules[0]].flatten(0, 1)  # [tokens, in_features]
             per_token = torch.stack([squared[module].mean(1) for module in modules]).mean(0)  # c_t, [tokens]
             sums.values["tokens", modules[0]] = per_token.sum()
             sums.values["gram", modules[0]] = compute_gram(features * per_token.sqrt()[:, None])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from edgeawq.checkpoints.analysis import refuse_analysis
 from edgeawq.checkpoints.awq_gemm import BITS as GEMM_BITS
 from edgeawq.checkpoints.model import Checkpoint
 from edgeawq.checkpoints.new_folder import check_target
@@ -60,7 +61,7 @@ def quantize_model(
     cluster: Cluster | None = None,
     reference: str | None = None,
 ) -> QuantizationReport:
-    """Quantize a float model of the Llama family into a checkpoint at `output`, and say how it went.
+    """Quantize a float model of the Llama family, dense or with experts, into a checkpoint at `output`; the report.
 
     Without `calibration` (a file or folder of text) the model writes its own text. The folder appears whole or not at
     all; the same input and seed give the same bytes, whatever the number of threads. A killed run's finished blocks are
@@ -73,6 +74,7 @@ def quantize_model(
             f"{checkpoint.name} is already quantized to {checkpoint.quantization.bits} bits",
             remedy="give the float model that it was made from",
         )
+    refuse_analysis(checkpoint.config, checkpoint.name)
     find_recipe(checkpoint.config)
     check_target(output, overwrite=overwrite, is_own=is_own_checkpoint)
     layer_bits = choose_layer_bits(checkpoint.config, settings)
@@ -103,7 +105,7 @@ def quantize_model(
             evaluation=evaluate_blocks(run, evaluation.path.name, chunks, grids)
             if evaluation and chunks is not None
             else None,
-            bits_per_weight=count_bits_per_weight(checkpoint.config, run.layer_bits, group_size),
+            bits_per_weight=count_bits_per_weight(checkpoint.config, run.layer_bits, group_size, settings.kept_share),
             notes=tuple(notes),
         )
         write_blocks(run, output, grids, report, overwrite)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgeawq.checkpoints.config import ModelConfig
+from edgeawq.checkpoints.experts import FeedForward, list_feed_forwards, list_routers
 from edgeawq.errors import UnsupportedModelError
 
 
@@ -17,26 +18,49 @@ class ScalePair:
     previous_is_norm: bool  # True: its weight vector; False: the rows of its matrix
     linears: tuple[str, ...]  # modules inside the block whose input columns are multiplied
     per_kv_head: bool = False  # the previous rows serve several query heads (GQA): one scale for all of them
-    weighs_tokens_alike: bool = False  # a token matters about as much to each of the layers: one Gram matrix does
+    # Layers for which a token matters about as much, so that one Gram matrix does for them; others have their own.
+    alike: tuple[tuple[str, ...], ...] = ()
+    # What reads the activation too, in float: left as it is, a router would send tokens elsewhere.
+    routers: tuple[str, ...] = ()
+
+    @property
+    def reader(self) -> str:
+        """A module that sees the whole activation; an expert sees only the tokens that are sent to it."""
+        return self.routers[0] if self.routers else self.linears[0]
+
+    @property
+    def gram_sets(self) -> tuple[tuple[str, ...], ...]:
+        """The linear layers, those that share a Gram matrix together."""
+        return self.alike or tuple((module,) for module in self.linears)
 
 
-LLAMA_PAIRS = (
+ATTENTION_PAIRS = (
     ScalePair("qkv", "input_layernorm", True, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
     ScalePair("o", "self_attn.v_proj", False, ("self_attn.o_proj",), per_kv_head=True),
-    ScalePair("gate_up", "post_attention_layernorm", True, ("mlp.gate_proj", "mlp.up_proj"), weighs_tokens_alike=True),
-    ScalePair("down", "mlp.up_proj", False, ("mlp.down_proj",)),
 )
-
-# Mistral and Qwen2 are the same graph as Llama; they differ in biases and constants only.
-RECIPES = {"llama": LLAMA_PAIRS, "mistral": LLAMA_PAIRS, "qwen2": LLAMA_PAIRS}
+# The same graph up to biases, constants and experts.
+FAMILIES = ("llama", "mistral", "qwen2", "mixtral", "qwen2_moe")
 
 
 def find_recipe(config: ModelConfig) -> tuple[ScalePair, ...]:
-    """The scale pairs of a model family; raises UnsupportedModelError for one that is not known."""
-    recipe = RECIPES.get(config.model_type)
-    if recipe is None:
+    """The scale pairs of a model; raises UnsupportedModelError for a family that is not known."""
+    if config.model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"model type {config.model_type!r} cannot be quantized (known: {', '.join(sorted(RECIPES))})",
+            f"model type {config.model_type!r} cannot be quantized (known: {', '.join(FAMILIES)})",
             remedy="use a model of the Llama family",
         )
-    return recipe
+    return (*ATTENTION_PAIRS, *make_feed_forward_pairs(list_feed_forwards(config), tuple(list_routers(config))))
+
+
+def make_feed_forward_pairs(parts: tuple[FeedForward, ...], routers: tuple[str, ...] = ()) -> tuple[ScalePair, ...]:
+    """The pairs of a layer's feed-forward parts: all read one norm, and each has its own second half."""
+    first_half = tuple((part.gate, part.up) for part in parts)
+    linears = tuple(module for modules in first_half for module in modules)
+    entry = ScalePair("gate_up", "post_attention_layernorm", True, linears, alike=first_half, routers=routers)
+    return (entry, *(ScalePair(name_activation(part), part.up, False, (part.down,)) for part in parts))
+
+
+def name_activation(part: FeedForward) -> str:
+    """What a part's inner activation is called: "down", with the part's name where there are several."""
+    inner = part.name.partition(".")[2]
+    return f"down of {inner}" if inner else "down"

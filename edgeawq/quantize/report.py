@@ -11,6 +11,7 @@ from edgeawq.checkpoints.awq_folder import PER_CHANNEL
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.tensor_shapes import list_linear_shapes
 from edgeawq.quantize.block import BlockOutcome
+from edgeawq.quantize.mixed import count_kept_bits
 from edgeawq.quantize.settings import QuantizeSettings
 
 REPORT_FILE = "quantization_report.json"
@@ -57,6 +58,11 @@ class QuantizationReport:
         """Blocks that the method did not improve, and that are rounded to nearest instead."""
         return tuple(number for number, block in enumerate(self.blocks) if block.is_reverted)
 
+    @property
+    def starved_experts(self) -> int:
+        """Experts that tokens had to be forced through, over all blocks."""
+        return sum(len(block.starved_experts) for block in self.blocks)
+
     def describe(self) -> dict[str, object]:
         """The report as JSON values."""
         return {
@@ -82,10 +88,16 @@ def round_floats(value: object) -> object:
     return value
 
 
-def count_bits_per_weight(config: ModelConfig, layer_bits: Mapping[str, int], group_size: int) -> float:
-    """Bits per weight of the body, with a float16 scale and a zero of the layer's bits for every group."""
-    total, n_weights = 0, 0
-    for module, (out_features, in_features) in list_linear_shapes(config).items():
+def count_bits_per_weight(
+    config: ModelConfig, layer_bits: Mapping[str, int], group_size: int, kept_share: float = 0.0
+) -> float:
+    """Bits per weight of the body, with a float16 scale and a zero of the layer's bits for every group.
+
+    kept_share: of the input channels, which take 16 bits a weight.
+    """
+    shapes = list_linear_shapes(config)
+    total, n_weights = count_kept_bits(shapes, layer_bits, kept_share), 0
+    for module, (out_features, in_features) in shapes.items():
         bits = layer_bits[module]
         groups = 1 if group_size == PER_CHANNEL else in_features // group_size
         total += out_features * (in_features * bits + groups * (16 + bits))

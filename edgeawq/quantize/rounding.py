@@ -20,7 +20,7 @@ from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.checkpoints.model import QuantizedLinear
 from edgeawq.quantize.activations import Activations
 from edgeawq.quantize.grid import LARGEST_F16, SMALLEST_NORMAL_F16
-from edgeawq.quantize.llama import LINEARS, BlockWeights, RopeTables, run_block
+from edgeawq.quantize.llama import BlockWeights, RopeTables, run_block
 from edgeawq.quantize.parallel import Workers
 
 # Weights updated together: small enough for a task's buffers to stay in the L2 cache.
@@ -136,8 +136,8 @@ def learn_rounding(
     `weights` are the float block's (scales folded in; norms and biases as they will be stored), `start` the same block
     on its first grid. The same seed gives the same result, whatever the number of threads.
     """
-    prepared = workers.run(lambda module: prepare_linear(weights[f"{module}.weight"], start[module]), LINEARS)
-    layers = dict(zip(LINEARS, prepared, strict=True))
+    prepared = workers.run(lambda module: prepare_linear(weights[f"{module}.weight"], start[module]), start)
+    layers = dict(zip(start, prepared, strict=True))
     rounded = dict(weights) | {f"{module}.weight": layer.rounded for module, layer in layers.items()}
     leaves = [layer.rounded for layer in layers.values()]
     generator = torch.Generator().manual_seed(seed)

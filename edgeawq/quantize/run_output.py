@@ -9,21 +9,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from edgeawq.checkpoints.analysis import Analysis
 from edgeawq.checkpoints.awq_folder import GEMM_VERSION, GPTQ_VERSION
 from edgeawq.checkpoints.awq_gemm import BITS as GEMM_BITS
+from edgeawq.checkpoints.experts import list_routers
 from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import QuantizationConfig, QuantizedLinear
 from edgeawq.checkpoints.write_awq import write_awq_checkpoint
+from edgeawq.checkpoints.write_float import write_analysis_checkpoint
 from edgeawq.quantize.block import QuantizedBlock, dequantize_block
 from edgeawq.quantize.grid import dequantize_to_tensor
+from edgeawq.quantize.methods import METHODS
 from edgeawq.quantize.perplexity import StreamedModel, measure_perplexity, stream_model
 from edgeawq.quantize.report import REPORT_FILE, EvaluationReport, QuantizationReport
 from edgeawq.quantize.run import EMBEDDING, FINAL_NORM, HEAD, Progress, Run
+from edgeawq.quantize.settings import QuantizeSettings
 
 
 def quantize_heads(run: Run) -> dict[str, QuantizedLinear]:
     """The grids of embedding and untied head; none where they stay in float."""
-    if run.settings.head_bits == 16:
+    if run.settings.head_bits == 16 or METHODS[run.settings.method].keeps_channels:
         return {}
     modules = [EMBEDDING] if run.checkpoint.config.tie_word_embeddings else [EMBEDDING, HEAD]
     size = run.head_group_size
@@ -73,6 +78,19 @@ def write_blocks(
     """Write the checkpoint from the store."""
     n_layers = run.checkpoint.config.n_layers
     run.on_progress(Progress("write", 0, n_layers))
+    if METHODS[run.settings.method].keeps_channels:
+        write_analysis_checkpoint(
+            output,
+            config=run.checkpoint.config,
+            tokenizer=run.checkpoint.tokenizer,
+            generation_defaults=run.checkpoint.generation_defaults,
+            analysis=describe_analysis(run.settings, report.bits_per_weight),
+            tensors=list_floats(run, {}),
+            source_config=run.checkpoint.config.extra,
+            extra_files={REPORT_FILE: report.to_json()},
+            overwrite=overwrite,
+        )
+        return
     write_awq_checkpoint(
         output,
         config=run.checkpoint.config,
@@ -97,9 +115,19 @@ def describe_quantization(run: Run) -> QuantizationConfig:
     bits = run.settings.bits
     others = {module: found for module, found in run.layer_bits.items() if found != bits}
     if not others and bits == GEMM_BITS:
-        return QuantizationConfig(bits, run.group_size, zero_point=True, version=GEMM_VERSION)
+        routers = tuple(list_routers(run.checkpoint.config))
+        return QuantizationConfig(bits, run.group_size, True, GEMM_VERSION, modules_to_not_convert=routers)
     is_asymmetric = not run.settings.is_symmetric
     return QuantizationConfig(bits, run.group_size, is_asymmetric, GPTQ_VERSION, layer_bits=others)
+
+
+def describe_analysis(settings: QuantizeSettings, bits_per_weight: float) -> Analysis:
+    """What the checkpoint of a method for analysis says of itself."""
+    chosen = {"activation": "by their activations", "weight-norm": "by their weights' norm", "random": "at random"}
+    kept = (
+        f"{100 * settings.kept_share:g} % of the input channels, chosen {chosen[settings.criterion]}, are not rounded"
+    )
+    return Analysis(settings.method, settings.bits, bits_per_weight, kept)
 
 
 def list_floats(run: Run, grids: dict[str, QuantizedLinear]) -> Iterator[tuple[str, npt.NDArray[np.generic]]]:

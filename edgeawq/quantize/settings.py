@@ -13,6 +13,7 @@ from edgeawq.errors import QuantizationError, UsageError
 from edgeawq.quantize.calibration import MIN_TOKENS
 from edgeawq.quantize.grid import GridFormat
 from edgeawq.quantize.methods import METHODS
+from edgeawq.quantize.mixed import CRITERIA
 
 BITS = (2, 3, 4, 8)
 HEAD_BITS = (4, 8, 16)  # 16: left in float
@@ -21,6 +22,7 @@ MIN_SEQLEN = 16
 # AutoAWQ packs eight outputs into a word; GPTQ's format takes runs of 32 outputs.
 GEMM_OUTPUTS, GPTQ_OUTPUTS = 8, 32
 MAX_ROUNDING_STEPS = 100_000
+DEFAULT_KEEP_PERCENT = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class QuantizeSettings:
     bits_for: tuple[tuple[str, int], ...] = ()  # (pattern of module names, bits), the last that matches counts
     rounding_steps: int = 100
     target_bpw: float | None = None  # average bits a weight, scales included: bits by layer from measured sensitivity
+    keep_percent: float | None = None  # of a layer's input channels that stay in float16 [1 for mixed, else none]
+    keep_by: str | None = None  # how they are chosen, one of CRITERIA ["activation" for mixed]
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -48,10 +52,11 @@ class QuantizeSettings:
             raise UsageError(
                 f"--act-order has no meaning with --method {self.method}", remedy="it is the order of GPTQ's columns"
             )
-        if self.target_bpw is not None and not METHODS[self.method].needs_text:
+        self._check_kept()
+        if self.target_bpw is not None and not METHODS[self.method].searches_ranges:
             raise UsageError(
                 f"--target-bpw has no meaning with --method {self.method}",
-                remedy="it needs a method that looks at activations, such as awq",
+                remedy="it needs a method that weighs its errors by activations, such as awq",
             )
         if not 1 <= self.rounding_steps <= MAX_ROUNDING_STEPS:
             raise UsageError(
@@ -75,6 +80,34 @@ class QuantizeSettings:
             )
         if not 0 <= self.seed < 1 << 32:
             raise UsageError(f"the seed {self.seed} is not between 0 and {(1 << 32) - 1}")
+
+    @property
+    def kept_share(self) -> float:
+        """The share of input channels that stay in float16."""
+        if not METHODS[self.method].keeps_channels:
+            return 0.0
+        return DEFAULT_KEEP_PERCENT / 100 if self.keep_percent is None else self.keep_percent / 100
+
+    @property
+    def criterion(self) -> str:
+        """How these channels are chosen."""
+        return self.keep_by or CRITERIA[0]
+
+    def _check_kept(self) -> None:
+        if not METHODS[self.method].keeps_channels:
+            for option, value in (("--keep-percent", self.keep_percent), ("--keep-by", self.keep_by)):
+                if value is not None:
+                    raise UsageError(
+                        f"{option} has no meaning with --method {self.method}", remedy="it belongs to --method mixed"
+                    )
+        elif not 0.0 <= self.kept_share <= 1.0:
+            raise UsageError(
+                f"{self.keep_percent} % of the channels make no sense", remedy="give a percent from 0 to 100, such as 1"
+            )
+        elif self.criterion not in CRITERIA:
+            raise UsageError(
+                f"channels cannot be chosen by {self.keep_by!r}", remedy=f"choose one of {', '.join(CRITERIA)}"
+            )
 
     def _check_grid(self) -> None:
         for bits in (self.bits, *(bits for _, bits in self.bits_for)):

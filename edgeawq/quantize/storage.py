@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeawq.checkpoints.analysis import read_analysis
 from edgeawq.checkpoints.model import Checkpoint, QuantizedLinear
 from edgeawq.checkpoints.tensor_shapes import list_expected_shapes, list_linear_shapes
 
@@ -27,6 +28,9 @@ def measure_storage(checkpoint: Checkpoint) -> Storage:
     n_weights = sum(math.prod(shape) for shape in list_expected_shapes(checkpoint.config).values())
     file_bytes = measure_files(checkpoint)
     whole = 8 * file_bytes / n_weights if file_bytes is not None else None
+    analysis = read_analysis(checkpoint.config)
+    if analysis is not None:
+        return Storage(n_weights, analysis.bits, analysis.bits_per_weight, file_bytes)
     if checkpoint.quantization is None:
         return Storage(n_weights, None, whole, file_bytes)
     weights, grid_bits, stored_bits = 0, 0.0, 0.0

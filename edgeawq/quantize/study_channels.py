@@ -14,17 +14,19 @@ import torch
 import torch.nn.functional as F
 
 from edgeawq.checkpoints.grid import dequantize, quantize_rtn
+from edgeawq.checkpoints.tensor_shapes import list_block_linears
 from edgeawq.errors import UsageError
 from edgeawq.quantize.evaluate import ReferenceStates, score_model
+from edgeawq.quantize.grid import GridFormat
 from edgeawq.quantize.layer_errors import compare_blocks
-from edgeawq.quantize.llama import LINEARS, BlockWeights, apply_linear, make_rope, run_block
+from edgeawq.quantize.llama import BlockWeights, apply_linear, make_rope, run_block
+from edgeawq.quantize.mixed import CRITERIA, choose_channels, keep_channels, seed_layer
 from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.perplexity import StreamedModel
 from edgeawq.quantize.recipe import find_recipe
 from edgeawq.quantize.scores import ModelScore, TokenScores, Windows, summarize_scores
 from edgeawq.quantize.study import OnStep, Value
 
-CRITERIA = ("activation", "weight norm", "random")
 TINY = 1e-8
 
 # (layer, module, weight [out_features, in_features]) → the weight after rounding
@@ -56,8 +58,9 @@ class Bench:
 
         def read(layer: int) -> BlockWeights:
             weights = dict(self.model.read_block(layer))
-            rounded = self.workers.run(lambda module: round_weight(layer, module, weights[f"{module}.weight"]), LINEARS)
-            weights.update({f"{module}.weight": weight for module, weight in zip(LINEARS, rounded, strict=True)})
+            linears = list_block_linears(self.model.config)
+            rounded = self.workers.run(lambda module: round_weight(layer, module, weights[f"{module}.weight"]), linears)
+            weights.update({f"{module}.weight": weight for module, weight in zip(linears, rounded, strict=True)})
             return weights
 
         return replace(self.model, read_block=read)
@@ -69,7 +72,7 @@ class Bench:
 
 def measure_channel_means(model: StreamedModel, chunks: torch.Tensor, workers: Workers) -> ChannelMeans:
     """Mean |x| of every linear layer's input channels over chunks [chunks, positions]."""
-    readers = {pair.linears[0]: pair.linears for pair in find_recipe(model.config)}
+    readers = {pair.reader: pair.linears for pair in find_recipe(model.config)}
     rope = make_rope(model.config, chunks.shape[1], model.embedding.dtype)
     hidden = [F.embedding(chunk[None], model.embedding) for chunk in chunks]
     found: ChannelMeans = []
@@ -96,17 +99,6 @@ def measure_channel_means(model: StreamedModel, chunks: torch.Tensor, workers: W
     return found
 
 
-def choose_channels(
-    criterion: str, weight: torch.Tensor, means: torch.Tensor, share: float, generator: torch.Generator
-) -> torch.Tensor:
-    """The input channels (at least one) that make up a share of a layer, by one of CRITERIA."""
-    count = max(1, round(share * weight.shape[1]))
-    if criterion == "random":
-        return torch.randperm(weight.shape[1], generator=generator)[:count]
-    sizes = means if criterion == "activation" else weight.norm(dim=0)
-    return sizes.topk(count).indices
-
-
 def study_salient(
     bench: Bench, means: ChannelMeans, shares: Sequence[float], seed: int, on_step: OnStep
 ) -> list[dict[str, Value]]:
@@ -123,12 +115,9 @@ def study_salient(
         def keep(
             layer: int, module: str, weight: torch.Tensor, by: str = criterion, part: float = share
         ) -> torch.Tensor:
-            # A seed of its own for every layer, whatever the order in which threads reach them.
-            generator = torch.Generator().manual_seed((seed << 32) + layer * len(LINEARS) + LINEARS.index(module))
+            generator = seed_layer(seed, layer, module)
             chosen = choose_channels(by, weight, means[layer][module], part, generator)
-            rounded = bench.round(weight)
-            rounded[:, chosen] = weight[:, chosen].half().float()
-            return rounded
+            return keep_channels(weight, GridFormat(bench.bits, bench.group_size), chosen)
 
         rows.append(describe(criterion, share, bench.score(keep)))
     on_step("done", len(steps), len(steps))
@@ -139,7 +128,7 @@ def describe(criterion: str, share: float | None, score: ModelScore) -> dict[str
     """A row of the salient study."""
     divergence = score.divergence
     return {
-        "criterion": criterion,
+        "criterion": criterion.replace("-", " "),
         "percent": None if share is None else 100 * share,
         "perplexity": score.perplexity,
         "kl": None if divergence is None else divergence.mean,
@@ -230,7 +219,7 @@ def count_changed_steps(bench: Bench, means: ChannelMeans, factor: float, share:
     counts = StepCounts()
     for layer in range(bench.model.config.n_layers):
         weights = bench.model.read_block(layer)
-        for module in LINEARS:
+        for module in list_block_linears(bench.model.config):
             weight = weights[f"{module}.weight"]
             chosen = top_channels(means[layer][module], share)
             touched = (chosen // bench.group_size).unique()

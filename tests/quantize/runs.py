@@ -9,10 +9,17 @@ from typing import Any
 import torch
 
 from edgeawq.checkpoints.model import QuantizedLinear
+from edgeawq.checkpoints.tensor_shapes import list_block_linears
+from edgeawq.quantize.methods import METHODS
+from edgeawq.quantize.recipe import find_recipe
 from edgeawq.quantize.settings import QuantizeSettings
+from tests.tiny_models import make_tiny_config
 
 SHAPE: dict[str, Any] = {"hidden": 64, "intermediate": 96, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16}
-BODY = 7  # linear layers of a block
+LINEARS = tuple(list_block_linears(make_tiny_config(**SHAPE)))  # of a block
+LLAMA_PAIRS = find_recipe(make_tiny_config(**SHAPE))
+GRID_METHODS = tuple(name for name, method in METHODS.items() if not method.keeps_channels)
+CALIBRATED = tuple(name for name in GRID_METHODS if METHODS[name].needs_text)
 
 
 def quick_settings(**changes: Any) -> QuantizeSettings:

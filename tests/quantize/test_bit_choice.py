@@ -13,11 +13,10 @@ from edgeawq.errors import UsageError
 from edgeawq.quantize import run_blocks
 from edgeawq.quantize.bit_choice import BitOptions, choose_bits, measure_options
 from edgeawq.quantize.grid import GridFormat
-from edgeawq.quantize.llama import LINEARS, make_rope, read_block, run_block
+from edgeawq.quantize.llama import make_rope, read_block, run_block
 from edgeawq.quantize.parallel import start_workers
 from edgeawq.quantize.pipeline import quantize_model
-from edgeawq.quantize.recipe import LLAMA_PAIRS
-from tests.quantize.runs import SHAPE, quick_settings, read_folder, write_text
+from tests.quantize.runs import LINEARS, LLAMA_PAIRS, SHAPE, quick_settings, read_folder, write_text
 from tests.tiny_models import make_tiny_model
 
 BITS = (2, 3, 4, 8)

@@ -1,24 +1,16 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from edgeawq.checkpoints.grid import dequantize, quantize_rtn
 from edgeawq.quantize.clip_search import CLIP_PLAN, NO_CLIP, ROWS_PER_TASK, search_clip
 from edgeawq.quantize.grid import GridFormat, dequantize_to_tensor, round_to_linear
-from edgeawq.quantize.parallel import Workers, start_workers
+from edgeawq.quantize.parallel import Workers
 from tests.quantize.runs import is_same_grid
 
 GROUP = 32
 FORM = GridFormat(4, GROUP)
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with start_workers(2) as pool:
-        yield pool
 
 
 def make_layer(seed: int, rows: int = 40, width: int = 96) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,7 +23,7 @@ from edgeawq.quantize import block_jobs, cluster
 from edgeawq.quantize.block_jobs import run_jobs
 from edgeawq.quantize.cluster import Cluster
 from edgeawq.quantize.pipeline import quantize_model
-from tests.quantize.runs import SHAPE, quick_settings, read_folder, write_text
+from tests.quantize.runs import SHAPE, quick_settings, read_folder
 from tests.tiny_models import make_tiny_hf_checkpoint
 
 LAYERS = 4
@@ -32,11 +32,6 @@ LAYERS = 4
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     return make_tiny_hf_checkpoint(tmp_path / "model", 1, **{**SHAPE, "n_layers": LAYERS})
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    return write_text(tmp_path / "text.txt", 1)
 
 
 def quantize(folder: Path, model: Path, text: Path, where: Cluster | None, **settings: Any) -> dict[str, bytes]:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from edgeawq.errors import UsageError
 from edgeawq.quantize import evaluate, perplexity
 from edgeawq.quantize.evaluate import keep_reference, score_feeder, score_model
 from edgeawq.quantize.llama import KVCache, TorchDecoder
-from edgeawq.quantize.parallel import Workers, start_workers
+from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.perplexity import measure_perplexity, stream_model
 from edgeawq.quantize.scores import (
     EvaluationSetting,
@@ -25,12 +24,6 @@ from tests.quantize.runs import SHAPE
 from tests.tiny_models import TinyCheckpoint, make_tiny_model
 
 VOCABULARY = 320
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with start_workers(2) as pool, torch.no_grad():
-        yield pool
 
 
 @pytest.fixture(scope="module")

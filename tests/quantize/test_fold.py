@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from edgeawq.quantize.fold import fold_scales, pick_kv_heads, snap_to_float16, tie_query_heads
-from edgeawq.quantize.llama import LINEARS, TorchDecoder
-from edgeawq.quantize.recipe import LLAMA_PAIRS
-from tests.quantize.runs import SHAPE, measure_nmse
+from edgeawq.quantize.llama import TorchDecoder
+from tests.quantize.runs import LINEARS, LLAMA_PAIRS, SHAPE, measure_nmse
 from tests.tiny_models import make_tiny_config, make_tiny_model
 
 PAIR_SETS = [(pair,) for pair in LLAMA_PAIRS] + [LLAMA_PAIRS]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,10 @@ from edgeawq.errors import UsageError
 from edgeawq.quantize import harness
 from edgeawq.quantize.harness import Question, read_score, run_tasks, score_continuations, split_batches
 from edgeawq.quantize.llama import TorchDecoder
-from edgeawq.quantize.parallel import Workers, start_workers
+from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.perplexity import stream_model
 from tests.quantize.runs import SHAPE
 from tests.tiny_models import TinyCheckpoint, make_tiny_model
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with start_workers(2) as pool, torch.no_grad():
-        yield pool
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -9,18 +8,12 @@ import torch
 from edgeawq.errors import UsageError
 from edgeawq.quantize.fold import fold_scales, tie_query_heads
 from edgeawq.quantize.layer_errors import compare_blocks
-from edgeawq.quantize.llama import LINEARS, BlockWeights
-from edgeawq.quantize.parallel import Workers, start_workers
+from edgeawq.quantize.llama import BlockWeights
+from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.perplexity import StreamedModel, stream_model
 from edgeawq.quantize.recipe import find_recipe
-from tests.quantize.runs import SHAPE
+from tests.quantize.runs import LINEARS, SHAPE
 from tests.tiny_models import make_tiny_model
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with start_workers(2) as pool, torch.no_grad():
-        yield pool
 
 
 @pytest.fixture

@@ -13,29 +13,20 @@ import torch
 from edgeawq.checkpoints.model import Checkpoint
 from edgeawq.checkpoints.open_model import open_model
 from edgeawq.quantize.block import QuantizedBlock
-from edgeawq.quantize.block_store import BlockStore
-from edgeawq.quantize.llama import LINEARS
 from edgeawq.quantize.methods import METHODS
 from edgeawq.quantize.pipeline import quantize_model
 from edgeawq.quantize.report import REPORT_FILE, QuantizationReport
-from tests.quantize.runs import SHAPE, is_same_grid, quick_settings, read_folder, write_text
+from tests.quantize.runs import (
+    CALIBRATED,
+    GRID_METHODS,
+    LINEARS,
+    SHAPE,
+    is_same_grid,
+    quick_settings,
+    read_folder,
+    write_text,
+)
 from tests.tiny_models import make_tiny_model
-
-CALIBRATED = tuple(name for name, method in METHODS.items() if method.needs_text)
-
-
-@pytest.fixture
-def saved(monkeypatch: pytest.MonkeyPatch) -> dict[int, QuantizedBlock]:
-    """Every block as it was quantized, by layer."""
-    blocks: dict[int, QuantizedBlock] = {}
-    save = BlockStore.save
-
-    def record(store: BlockStore, layer: int, quantized: QuantizedBlock, *rest: Any) -> None:
-        blocks[layer] = quantized
-        save(store, layer, quantized, *rest)
-
-    monkeypatch.setattr(BlockStore, "save", record)
-    return blocks
 
 
 def quantize(folder: Path, seed: int, n_threads: int = 2, **settings: Any) -> tuple[Checkpoint, QuantizationReport]:
@@ -77,7 +68,7 @@ def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path, method: str) -> 
     assert read_folder(tmp_path / "a" / "out") == read_folder(tmp_path / "b" / "out")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GRID_METHODS)
 def test_symmetric_grids_have_their_zero_in_the_middle(tmp_path: Path, method: str) -> None:
     written, _ = quantize(tmp_path / "out", 5, method=method, bits=3, is_symmetric=True)
     assert written.quantization is not None
@@ -88,7 +79,7 @@ def test_symmetric_grids_have_their_zero_in_the_middle(tmp_path: Path, method: s
         assert (found.zeros == 4).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GRID_METHODS)
 def test_whole_rows_and_layers_that_differ(tmp_path: Path, method: str) -> None:
     overrides = (("down_proj", 8), (r"layers\.1\.self_attn", 2))
     written, report = quantize(tmp_path / "out", 6, method=method, bits=4, group_size=-1, bits_for=overrides)

@@ -3,11 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgeawq.quantize.llama import LINEARS, TorchDecoder, apply_linear, make_rope, run_block
+from edgeawq.quantize.llama import TorchDecoder, apply_linear, make_rope, run_block
 from edgeawq.quantize.observe import compute_gram, observe_block
 from edgeawq.quantize.parallel import start_workers
-from edgeawq.quantize.recipe import LLAMA_PAIRS
-from tests.quantize.runs import SHAPE, measure_nmse
+from tests.quantize.runs import LINEARS, LLAMA_PAIRS, SHAPE, measure_nmse
 from tests.tiny_models import make_tiny_model
 
 

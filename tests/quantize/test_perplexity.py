@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,10 @@ from edgeawq.errors import UsageError
 from edgeawq.quantize import perplexity
 from edgeawq.quantize.calibration import make_encoder
 from edgeawq.quantize.llama import TorchDecoder
-from edgeawq.quantize.parallel import Workers, start_workers
+from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.perplexity import CHUNK, measure_perplexity, read_evaluation_tokens, stream_model
 from tests.quantize.runs import SHAPE, write_text
 from tests.tiny_models import TinyCheckpoint, make_tiny_model
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with start_workers(2) as pool:
-        yield pool
 
 
 @pytest.fixture(scope="module")

@@ -19,34 +19,23 @@ from edgeawq.quantize import block, block_task, run_blocks, run_output, self_tex
 from edgeawq.quantize.block import QuantizedBlock
 from edgeawq.quantize.block_store import BlockStore
 from edgeawq.quantize.clip_search import ClippedGrid, search_clip
-from edgeawq.quantize.llama import LINEARS, load_decoder
+from edgeawq.quantize.llama import load_decoder
 from edgeawq.quantize.methods import METHODS
 from edgeawq.quantize.pipeline import Evaluation, Progress, quantize_model
 from edgeawq.quantize.report import REPORT_FILE
-from tests.quantize.runs import BODY, SHAPE, is_same_grid, measure_nmse, quick_settings, read_folder, write_text
+from tests.quantize.runs import (
+    GRID_METHODS,
+    LINEARS,
+    SHAPE,
+    is_same_grid,
+    measure_nmse,
+    quick_settings,
+    read_folder,
+    write_text,
+)
 from tests.tiny_models import make_tiny_model
 
 EMBEDDING = "model.embed_tokens"
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    (tmp_path / "texts").mkdir()
-    return write_text(tmp_path / "texts" / "calibration.txt", 1)
-
-
-@pytest.fixture
-def saved(monkeypatch: pytest.MonkeyPatch) -> dict[int, QuantizedBlock]:
-    """Every block as it was quantized, by layer."""
-    blocks: dict[int, QuantizedBlock] = {}
-    save = BlockStore.save
-
-    def record(store: BlockStore, layer: int, quantized: QuantizedBlock, *rest: Any) -> None:
-        blocks[layer] = quantized
-        save(store, layer, quantized, *rest)
-
-    monkeypatch.setattr(BlockStore, "save", record)
-    return blocks
 
 
 @pytest.mark.parametrize("from_file", [True, False])
@@ -101,7 +90,7 @@ def test_a_block_that_did_not_improve_is_left_at_rtn(
 
     def search_badly(weight: torch.Tensor, *rest: Any) -> ClippedGrid:
         grid = search_clip(weight, *rest)
-        layer = calls[0] // BODY
+        layer = calls[0] // len(LINEARS)
         calls[0] += 1
         if layer not in spoiled:
             return grid
@@ -110,7 +99,7 @@ def test_a_block_that_did_not_improve_is_left_at_rtn(
     monkeypatch.setattr(block, "search_clip", search_badly)
     model = make_tiny_model(3, quantized=False, **SHAPE)
     report = quantize_model(model, tmp_path / "out", quick_settings(), calibration=text, n_threads=2)
-    assert calls[0] == 2 * BODY
+    assert calls[0] == 2 * len(LINEARS)
     assert set(report.reverted_blocks) == spoiled
     assert json.loads((tmp_path / "out" / REPORT_FILE).read_text())["reverted_blocks"] == sorted(spoiled)
     written = open_model(str(tmp_path / "out"))
@@ -212,7 +201,7 @@ def test_widths_without_a_group_leave_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", GRID_METHODS)
 @pytest.mark.parametrize("bits", [4, 2])
 def test_zero_groups_and_zero_layers(tmp_path: Path, text: Path, method: str, bits: int) -> None:
     model = make_tiny_model(9, quantized=False, **SHAPE)

@@ -31,12 +31,6 @@ class KilledError(BaseException):
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
-    (tmp_path / "texts").mkdir()
-    return write_text(tmp_path / "texts" / "calibration.txt", 1)
-
-
-@pytest.fixture
 def worked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The blocks that were quantized, in order."""
     layers: list[int] = []

@@ -8,7 +8,7 @@ from edgeawq.checkpoints.grid import quantize_rtn
 from edgeawq.checkpoints.model import QuantizedLinear
 from edgeawq.quantize.gptq import GptqPlan, quantize_gptq
 from edgeawq.quantize.grid import GridFormat, dequantize_to_tensor
-from edgeawq.quantize.llama import LINEARS, BlockWeights, RopeTables, make_rope, read_block, run_block
+from edgeawq.quantize.llama import BlockWeights, RopeTables, make_rope, read_block, run_block
 from edgeawq.quantize.parallel import start_workers
 from edgeawq.quantize.rounding import (
     RoundingPlan,
@@ -18,7 +18,7 @@ from edgeawq.quantize.rounding import (
     read_scales,
     step_rows,
 )
-from tests.quantize.runs import SHAPE, is_same_grid
+from tests.quantize.runs import LINEARS, SHAPE, is_same_grid
 from tests.tiny_models import TinyCheckpoint, make_tiny_model
 
 LENGTH = 32

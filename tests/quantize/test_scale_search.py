@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -23,12 +21,6 @@ from edgeawq.quantize.scale_search import (
 
 GROUP = 32
 FORM = GridFormat(4, GROUP)
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with start_workers(2) as pool:
-        yield pool
 
 
 def keep(scales: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -22,12 +21,6 @@ from edgeawq.quantize.self_text import (
 )
 from tests.quantize.runs import SHAPE
 from tests.tiny_models import TinyCheckpoint, make_tiny_model
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with start_workers(2) as pool:
-        yield pool
 
 
 @pytest.fixture

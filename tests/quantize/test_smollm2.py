@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,12 +22,11 @@ from edgeawq.quantize.block import (
 from edgeawq.quantize.calibration import make_encoder
 from edgeawq.quantize.fold import fold_scales, snap_to_float16, tie_query_heads
 from edgeawq.quantize.grid import GridFormat
-from edgeawq.quantize.llama import LINEARS, TorchDecoder, make_rope, read_block, read_weight, run_block
+from edgeawq.quantize.llama import TorchDecoder, make_rope, read_block, read_weight, run_block
 from edgeawq.quantize.observe import observe_block
-from edgeawq.quantize.parallel import Workers, start_workers
-from edgeawq.quantize.recipe import LLAMA_PAIRS
+from edgeawq.quantize.parallel import Workers
 from edgeawq.quantize.self_text import OPENINGS, QUESTIONS
-from tests.quantize.runs import measure_nmse
+from tests.quantize.runs import LINEARS, LLAMA_PAIRS, measure_nmse
 
 pytestmark = pytest.mark.model
 
@@ -40,12 +37,6 @@ def model() -> Checkpoint:
         return open_model("embedded:smollm2-135m-instruct")
     except MissingExtraError as error:
         pytest.skip(f"{error.what}: {error.remedy}")
-
-
-@pytest.fixture
-def workers() -> Iterator[Workers]:
-    with start_workers(2) as pool:
-        yield pool
 
 
 @pytest.fixture
@@ -91,8 +82,8 @@ def test_awq_halves_the_error_of_a_block(model: Checkpoint, tokens: torch.Tensor
             calibration, torch.empty_like(calibration), weights, config, rope, LLAMA_PAIRS, 0, workers
         )
         folded = fold_best_scales(weights, statistics, forms, config, LLAMA_PAIRS, workers)
-        awq = QuantizedBlock(round_clipped(folded, statistics, forms, workers), pick_floats(folded.weights))
-        layers = describe_layers(weights, folded, rtn, awq.linears, statistics)
+        awq = QuantizedBlock(round_clipped(folded, statistics, forms, workers), pick_floats(folded.weights, forms))
+        layers = describe_layers(weights, folded, forms, rtn, awq, statistics)
         losses = [
             measure_block_loss(held_out, expected, dequantize_block(block, torch.float32), config, rope, workers)
             for block in (rtn, awq)

@@ -7,7 +7,6 @@ import torch
 
 from edgeawq.errors import UsageError
 from edgeawq.quantize.evaluate import keep_reference, score_model
-from edgeawq.quantize.llama import LINEARS
 from edgeawq.quantize.parallel import start_workers
 from edgeawq.quantize.perplexity import stream_model
 from edgeawq.quantize.scores import EvaluationSetting, make_windows
@@ -22,7 +21,7 @@ from edgeawq.quantize.study_channels import (
     study_scale,
     top_channels,
 )
-from tests.quantize.runs import SHAPE
+from tests.quantize.runs import LINEARS, SHAPE
 from tests.tiny_models import make_tiny_model
 
 
@@ -60,7 +59,7 @@ def test_criteria() -> None:
     sizes = torch.arange(10.0)
     generator = torch.Generator().manual_seed(1)
     assert choose_channels("activation", weight, sizes, 0.2, generator).tolist() == [9, 8]
-    assert choose_channels("weight norm", weight, sizes, 0.01, generator).tolist() == [3]
+    assert choose_channels("weight-norm", weight, sizes, 0.01, generator).tolist() == [3]
     drawn = choose_channels("random", weight, sizes, 0.5, generator)
     assert len(set(drawn.tolist())) == 5
 

@@ -11,7 +11,6 @@ from edgeawq.errors import UsageError
 from edgeawq.quantize.comparison import Comparison, ModelResult, TaskScore, shorten_names
 from edgeawq.quantize.histograms import Histogram, ModelHistograms
 from edgeawq.quantize.layer_errors import BlockErrors
-from edgeawq.quantize.llama import LINEARS
 from edgeawq.quantize.scores import Divergence, EvaluationSetting, ModelScore
 from edgeawq.quantize.storage import Storage
 
@@ -19,6 +18,7 @@ pytest.importorskip("vl_convert")
 
 from edgeawq.reports.evaluation_page import make_evaluation_page  # noqa: E402
 from edgeawq.reports.page import check_spec, render_page, write_page  # noqa: E402
+from tests.quantize.runs import LINEARS
 
 
 def make_result(name: str, perplexity: float, bits: float, blocks: int = 2) -> ModelResult:
