@@ -15,11 +15,11 @@ from edgeawq.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
-    from rich.table import Table
 
+    from edgeawq.checkpoints.model import Checkpoint
     from edgeawq.quantize.cluster import Cluster
     from edgeawq.quantize.pipeline import Progress
-    from edgeawq.quantize.report import QuantizationReport
+    from edgeawq.quantize.settings import QuantizeSettings
 
 STAGES = {
     "calibrate": "calibration text",
@@ -29,8 +29,6 @@ STAGES = {
     "write": "writing",
 }
 DEFAULT_STEPS = 100
-# Projections of a block in the order of the table's columns.
-COLUMNS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class GroupSize(click.ParamType):  # type: ignore[type-arg]
@@ -67,7 +65,8 @@ def split_override(text: str) -> tuple[str, int]:
     default="awq",
     show_default=True,
     metavar="NAME",
-    help="rtn, awq, gptq, awq+gptq, awq+round or awq+gptq+round: from fast to good; rtn looks at the weights only.",
+    help="rtn, awq, gptq, awq+gptq, awq+round or awq+gptq+round: from fast to good; rtn looks at the weights only. "
+    "mixed, for analysis only: some channels stay in float16.",
 )
 @click.option("--bits", type=int, default=4, show_default=True, help="Bits of a weight in the blocks: 2, 3, 4 or 8.")
 @click.option(
@@ -89,6 +88,17 @@ def split_override(text: str) -> tuple[str, int]:
     type=float,
     metavar="BITS",
     help="Average bits per weight, scales included, such as 3.5: bits by layer from measured sensitivity.",
+)
+@click.option(
+    "--keep-percent",
+    type=float,
+    metavar="PERCENT",
+    help="With mixed: input channels of each layer that stay in float16 [default: 1].",
+)
+@click.option(
+    "--keep-by",
+    metavar="CRITERION",
+    help="With mixed: how they are chosen, by activation, weight-norm or random [default: activation].",
 )
 @click.option("--symmetric", is_flag=True, help="Grids around zero, without zero points.")
 @click.option(
@@ -141,6 +151,8 @@ def command(
     bits_for: tuple[str, ...],
     group_size: int,
     target_bpw: float | None,
+    keep_percent: float | None,
+    keep_by: str | None,
     symmetric: bool,
     act_order: bool | None,
     rounding_steps: int,
@@ -168,9 +180,11 @@ def command(
       edgeawq quantize embedded:smollm2-135m-instruct -o smollm2-awq
       edgeawq quantize ./Llama-3.2-1B -o llama-awq --calib notes.txt --eval test.txt
       edgeawq quantize ./Llama-3.2-1B -o llama-w3 --method awq+round --bits 3 --bits-for down_proj=4
+      edgeawq quantize ./Llama-3.2-1B -o study --method mixed --bits 3 --keep-percent 0.1 --keep-by random
     """
     from edgeawq.checkpoints.open_model import open_model
     from edgeawq.cli.console import get_console, get_error_console
+    from edgeawq.cli.quantize_table import make_layer_table, make_summary
     from edgeawq.quantize.pipeline import Evaluation, quantize_model
     from edgeawq.quantize.settings import QuantizeSettings
 
@@ -187,6 +201,8 @@ def command(
         bits_for=tuple(split_override(text) for text in bits_for),
         rounding_steps=rounding_steps,
         target_bpw=target_bpw,
+        keep_percent=keep_percent,
+        keep_by=keep_by,
     )
     if calib is not None and method == "rtn":
         raise UsageError("--calib has no meaning with --method rtn, which looks at the weights only")
@@ -195,8 +211,9 @@ def command(
     if not activation_memory >= 0:
         raise UsageError(f"{activation_memory} GiB for activations make no sense", remedy="0 keeps them all in files")
     with connect(scheduler) as cluster, make_bar(get_error_console()) as bar:
+        checkpoint = open_model(model)
         report = quantize_model(
-            open_model(model),
+            checkpoint,
             output,
             settings,
             calibration=calib,
@@ -216,7 +233,16 @@ def command(
         console.print(f"[yellow]note:[/] {note}", highlight=False)
     if report.blocks:
         console.print(make_layer_table(report))
-    console.print(make_summary(report, output))
+    console.print(make_summary(report, output, choose_next(checkpoint, settings, model, output)))
+
+
+def choose_next(checkpoint: Checkpoint, settings: QuantizeSettings, model: str, output: Path) -> str:
+    """The command that the output is made for."""
+    from edgeawq.quantize.methods import METHODS
+
+    if checkpoint.config.experts is not None or METHODS[settings.method].keeps_channels:
+        return f"edgeawq eval {model} {output} --text FILE"
+    return f"edgeawq pack {output} --device pi4"
 
 
 @contextmanager
@@ -263,76 +289,3 @@ def show_progress(bar: Bar) -> Callable[[Progress], None]:
         )
 
     return show
-
-
-def make_layer_table(report: QuantizationReport) -> Table:
-    """Two lines a block, fit for 80 columns: errors of RTN → the method, then the exponent r and the mean clip.
-
-    Where layers differ in bits, a third line has them.
-    """
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=f"Error of each layer's output in % of its energy, RTN → {report.settings.method}; "
-        "below: exponent r of its scales, mean clip",
-        title_style="",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
-    table.add_column("", justify="right", no_wrap=True, min_width=2)
-    table.add_column("block", justify="right", no_wrap=True)
-    for name in COLUMNS:
-        table.add_column(name.removesuffix("_proj"), justify="right", no_wrap=True)
-    differs = len({layer.bits for block in report.blocks for layer in block.layers.values()}) > 1
-    for number, block in enumerate(report.blocks):
-        layers = {module.rpartition(".")[2]: layer for module, layer in block.layers.items()}
-        cells = [
-            f"{short(100 * layer.rtn_error)}→{short(100 * layer.error)}\n"
-            f"[dim]{short(layer.activation_exponent)} {short(layer.mean_clip)}[/]"
-            + (f"\n[dim]{layer.bits} bits[/]" if differs else "")
-            for layer in (layers[name] for name in COLUMNS)
-        ]
-        loss = f"{short(100 * block.rtn_loss)}→{short(100 * block.loss)}"
-        table.add_row(str(number), f"{loss}\n[yellow]reverted[/]" if block.is_reverted else loss, *cells)
-    return table
-
-
-def short(value: float) -> str:
-    """Three characters where that is enough: .61, -.05, 3.4, 12."""
-    size = abs(value)
-    if size < 0.995:
-        return f"{value:.2f}".replace("0.", ".", 1)
-    return f"{value:.1f}" if size < 9.95 else f"{value:.0f}"
-
-
-def make_summary(report: QuantizationReport, output: Path) -> Table:
-    """What was made, where, and how good it is."""
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    settings = report.settings
-    table.add_row("checkpoint", str(output))
-    groups = "one group a row" if report.group_size < 0 else f"groups of {report.group_size}"
-    kind = ", symmetric" if settings.is_symmetric else ""
-    bits = f"{settings.bits} bits" if settings.target_bpw is None else f"{settings.target_bpw:g} bits on average"
-    table.add_row("method", f"{settings.method}, {bits}, {groups}{kind}")
-    if settings.bits_for:
-        table.add_row("other bits", ", ".join(f"{pattern}: {bits}" for pattern, bits in settings.bits_for))
-    table.add_row("bits per weight", f"{report.bits_per_weight:.3f} in the blocks")
-    head = "float16" if report.head_group_size is None else f"{settings.head_bits} bits"
-    table.add_row("embedding and head", head)
-    if report.calibration is not None:
-        calibration = report.calibration
-        table.add_row("calibration", f"{calibration.n_tokens} tokens, {calibration.source}")
-    if report.reverted_blocks:
-        table.add_row(
-            "left at RTN",
-            f"blocks {', '.join(map(str, report.reverted_blocks))}: {settings.method} did not lower the loss",
-        )
-    if report.evaluation is not None:
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in report.evaluation.perplexity.items())
-        table.add_row("perplexity", f"{figures} ({report.evaluation.n_tokens} tokens of {report.evaluation.text})")
-    table.add_row("next", f"edgeawq pack {output} --device pi4")
-    return table

@@ -37,7 +37,8 @@ def choose_channels(
 
 def seed_layer(seed: int, layer: int, module: str) -> torch.Generator:
     """Random numbers of a layer's own, whatever the order in which threads and processes reach it."""
-    return torch.Generator().manual_seed((seed << 32) + zlib.crc32(f"{layer} {module}".encode()))
+    # torch's generator takes 32 bits of a seed and drops the rest without a word.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {layer} {module}".encode()))
 
 
 def keep_channels(weight: torch.Tensor, form: GridFormat, chosen: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 from edgeawq.checkpoints.open_model import open_model
 from edgeawq.cli.eval import command as eval_command
-from edgeawq.cli.quantize import command, short
+from edgeawq.cli.quantize import command
+from edgeawq.cli.quantize_table import short
 from edgeawq.errors import EdgeawqError, QuantizationError, UsageError
 from edgeawq.quantize import block, run_output
 from edgeawq.quantize.clip_search import ClippedGrid, search_clip
@@ -101,6 +102,21 @@ def test_bits_of_layers_that_differ_are_shown(tmp_path: Path, model: Path, texts
     assert written.all_bits == (3, 8)
 
 
+def test_a_checkpoint_for_analysis_goes_to_eval(tmp_path: Path, model: Path, texts: Path) -> None:
+    output = tmp_path / "out"
+    options = ("--method", "mixed", "--bits", 3, "--keep-percent", 3, "--keep-by", "weight-norm")
+    result = run(model, "-o", output, "--calib", texts / "calibration.txt", *options, *QUICK)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"in float16 +3 % of the input channels, by weight norm", result.stdout)
+    assert "edgeawq eval" in result.stdout and "edgeawq pack" not in result.stdout
+    shown = run(output, model, "--text", texts / "test.txt", "--tokens", 300, "--json", use=eval_command)
+    assert shown.exit_code == 0, shown.output
+    found = {entry["kind"]: entry for entry in json.loads(shown.stdout)["results"]}
+    assert found["float"]["is_reference"] and not found["analysis"]["is_reference"]
+    assert found["analysis"]["score"]["divergence"]["mean"] > 0
+    assert 3.6 < found["analysis"]["storage"]["bits_per_weight"] < 4.5
+
+
 def test_reverted_blocks_are_shown(tmp_path: Path, model: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def search_badly(*arguments: Any) -> ClippedGrid:
         grid = search_clip(*arguments)
@@ -133,6 +149,11 @@ BAD_OPTIONS = [
     (("--rounding-steps", 0), "0 rounding steps"),
     (("--activation-memory", -1), "-1.0 GiB"),
     (("--method", "rtn", "--target-bpw", 3), "--target-bpw has no meaning"),
+    (("--method", "mixed", "--target-bpw", 3), "--target-bpw has no meaning"),
+    (("--keep-percent", 1), "--keep-percent has no meaning with --method awq"),
+    (("--keep-by", "random"), "--keep-by has no meaning with --method awq"),
+    (("--method", "mixed", "--keep-percent", 101), "101.0 % of the channels"),
+    (("--method", "mixed", "--keep-by", "size"), "chosen by 'size'"),
     (("--head-bits", 7), "7 bits for embedding"),
     (("--group-size", 16), "group size of 16"),
     (("--seqlen", 2), "2 tokens are too short"),
