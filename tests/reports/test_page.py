@@ -17,6 +17,7 @@ from edgeawq.quantize.storage import Storage
 pytest.importorskip("vl_convert")
 
 from edgeawq.reports.evaluation_page import make_evaluation_page  # noqa: E402
+from edgeawq.reports.layer_charts import average_kinds  # noqa: E402
 from edgeawq.reports.page import check_spec, render_page, write_page  # noqa: E402
 from tests.quantize.runs import LINEARS
 
@@ -100,3 +101,18 @@ def test_pages_that_cannot_be_written(tmp_path: Path) -> None:
 def test_names_are_short_where_they_differ() -> None:
     assert shorten_names(["a/b/one", "c/two/", "embedded:x"]) == ["one", "two", "embedded:x"]
     assert shorten_names(["a/one", "b/one"]) == ["a/one", "b/one"]
+
+
+def test_a_chart_that_would_hold_one_point_is_left_out() -> None:
+    one, two = make_result("a/one", 17.0, 4.3), make_result("b/two", 18.0, 3.3)
+    comparative = {"Divergence against size", "Agreement with the float model"}
+    titles = [{chart.title for chart in make_evaluation_page(make_comparison(*results)).charts} for results in
+              ((one,), (one, two))]  # fmt: skip
+    assert not titles[0] & comparative
+    assert titles[1] - titles[0] == comparative
+
+
+def test_experts_are_averaged_by_projection() -> None:
+    layers = {"self_attn.q_proj": 0.1, "mlp.experts.0.up_proj": 0.2, "mlp.experts.1.up_proj": 0.4}
+    found = average_kinds(BlockErrors(layers, 0.02, 0.03))
+    assert found == {"q": 0.1, "up": pytest.approx(0.3)}
