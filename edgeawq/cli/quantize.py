@@ -140,6 +140,13 @@ def split_override(text: str) -> tuple[str, int]:
     metavar="ADDRESS",
     help="Quantize the blocks on the Dask cluster there, such as tcp://127.0.0.1:8786, whose workers see these files.",
 )
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="cpu, cuda, or names such as cuda:0,cuda:1; auto takes every CUDA device, and the CPU where there is none.",
+)
 @click.option("--threads", type=int, default=0, help="Threads; 0 takes every CPU.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier checkpoint of edgeawq.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
@@ -165,6 +172,7 @@ def command(
     eval_tokens: int,
     activation_memory: float,
     scheduler: str | None,
+    device: str,
     threads: int,
     overwrite: bool,
     as_json: bool,
@@ -224,6 +232,7 @@ def command(
             activation_bytes=int(activation_memory * (1 << 30)),
             cluster=cluster,
             reference=str(Path(model).absolute()) if Path(model).exists() else model,
+            device=device,
         )
     if as_json:
         click.echo(json.dumps(report.describe()))

@@ -48,7 +48,7 @@ def measure_options(
     workers: Workers,
 ) -> list[BitOptions]:
     """The options of one float block's layers; fills outputs with its output. forms: what each layer may become."""
-    rope = make_rope(config, hidden.shape[1], torch.float32)
+    rope = make_rope(config, hidden.shape[1], torch.float32, device=workers.device)
     statistics = observe_block(hidden, outputs, weights, config, rope, pairs, seed, workers)
     statistics = feed_starved_experts(statistics, hidden, weights, config, rope, workers)
 
@@ -56,7 +56,7 @@ def measure_options(
         module, form = choice
         layer, weight = statistics.layers[module], weights[f"{module}.weight"]
         problem = LayerProblem(weight, layer.gram, layer.row_weights, form)
-        return measure_loss(sample_rows((problem,), SAMPLED_ROWS), torch.ones(weight.shape[1]), CLIP_RATIOS)
+        return measure_loss(sample_rows((problem,), SAMPLED_ROWS), torch.ones_like(weight[0]), CLIP_RATIOS)
 
     found: list[BitOptions] = []
     for modules in split_pairs(pairs, forms):

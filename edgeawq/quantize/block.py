@@ -75,7 +75,7 @@ def quantize_block_rtn(weights: BlockWeights, forms: BlockFormats) -> QuantizedB
     """Every linear layer rounded to nearest, nothing folded."""
     linears = {
         module: quantize_rtn(
-            weights[f"{module}.weight"].float().numpy(),
+            weights[f"{module}.weight"].float().cpu().numpy(),
             forms[module].bits,
             forms[module].group_size,
             is_symmetric=forms[module].is_symmetric,
@@ -87,7 +87,7 @@ def quantize_block_rtn(weights: BlockWeights, forms: BlockFormats) -> QuantizedB
 
 def fold_nothing(weights: BlockWeights, forms: BlockFormats) -> FoldedBlock:
     """The block as it is, for methods without channel scales."""
-    ones = {module: torch.ones(weights[f"{module}.weight"].shape[1]) for module in forms}
+    ones = {module: torch.ones_like(weights[f"{module}.weight"][0]) for module in forms}
     return FoldedBlock(weights, ones, dict.fromkeys(forms, (0.0, 0.0)))
 
 
@@ -201,10 +201,11 @@ def keep_block_channels(
     return QuantizedBlock({}, pick_floats(weights | {f"{module}.weight": rounded[module] for module in forms}, {}))
 
 
-def read_rounded(block: QuantizedBlock, module: str, dtype: torch.dtype) -> torch.Tensor:
-    """A layer's weight as the checkpoint will hold it, [out_features, in_features]."""
+def read_rounded(block: QuantizedBlock, module: str, source: torch.Tensor) -> torch.Tensor:
+    """A layer's weight as the checkpoint will hold it, where and of what type `source` is."""
     linear = block.linears.get(module)
-    return block.floats[f"{module}.weight"].to(dtype) if linear is None else dequantize_to_tensor(linear, dtype)
+    found = block.floats[f"{module}.weight"] if linear is None else dequantize_to_tensor(linear, source.dtype)
+    return found.to(source)
 
 
 def describe_layers(
@@ -219,7 +220,7 @@ def describe_layers(
     outcomes = {}
     for module in forms:
         source, scaled = weights[f"{module}.weight"], folded.weights[f"{module}.weight"]
-        plain, rounded = (read_rounded(one, module, source.dtype) for one in (rtn, block))
+        plain, rounded = (read_rounded(one, module, source) for one in (rtn, block))
         outcomes[module] = LayerOutcome(
             bits=forms[module].bits,
             rtn_error=measure_layer_error(source, plain, statistics.layers[module].gram),
@@ -235,7 +236,7 @@ def measure_clip(weight: torch.Tensor, linear: QuantizedLinear) -> float:
     """The grid's range over the weights' own, mean over groups that hold anything but zeros."""
     groups = weight.view(weight.shape[0], -1, linear.group_size)
     full = groups.amax(-1).clamp(min=0.0) - groups.amin(-1).clamp(max=0.0)
-    chosen = torch.from_numpy(linear.scales).float() * float((1 << linear.bits) - 1)
+    chosen = torch.from_numpy(linear.scales).to(weight.device).float() * float((1 << linear.bits) - 1)
     ratios = (chosen / full)[full > 0.0]
     return float(ratios.mean(dtype=torch.float64)) if ratios.numel() else 1.0
 
@@ -243,14 +244,14 @@ def measure_clip(weight: torch.Tensor, linear: QuantizedLinear) -> float:
 def pick_floats(weights: BlockWeights, forms: BlockFormats) -> dict[str, torch.Tensor]:
     """What stays in float (norms, biases, routers), rounded to the float16 that the checkpoint holds."""
     quantized = {f"{module}.weight" for module in forms}
-    return {name: tensor.half() for name, tensor in weights.items() if name not in quantized}
+    return {name: tensor.half().cpu() for name, tensor in weights.items() if name not in quantized}
 
 
-def dequantize_block(block: QuantizedBlock, dtype: torch.dtype) -> BlockWeights:
+def dequantize_block(block: QuantizedBlock, dtype: torch.dtype, device: torch.device | None = None) -> BlockWeights:
     """The weights that a runtime computes with."""
-    weights = {name: tensor.to(dtype) for name, tensor in block.floats.items()}
+    weights = {name: tensor.to(dtype).to(device or "cpu") for name, tensor in block.floats.items()}
     for module, linear in block.linears.items():
-        weights[f"{module}.weight"] = dequantize_to_tensor(linear, dtype)
+        weights[f"{module}.weight"] = dequantize_to_tensor(linear, dtype).to(device or "cpu")
     return weights
 
 
@@ -278,7 +279,8 @@ def measure_block_loss(
     """
 
     def measure(sequence: int) -> float:
-        source, wanted = hidden[sequence : sequence + 1], expected[sequence : sequence + 1]
+        one = slice(sequence, sequence + 1)
+        source, wanted = hidden[one].to(workers.device), expected[one].to(workers.device)
         error = (run_block(source, weights, config, rope) - wanted).square_().sum(-1)
         added = (wanted - source).square_().sum(-1).clamp_(min=MIN_SHARE)
         return float((error / added).mean(dtype=torch.float64))

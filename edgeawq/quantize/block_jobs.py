@@ -19,6 +19,7 @@ from edgeawq.checkpoints.open_model import open_model
 from edgeawq.quantize.activations import Activations, StoredActivations
 from edgeawq.quantize.block_store import BlockStore
 from edgeawq.quantize.block_task import BlockStates, quantize_block
+from edgeawq.quantize.devices import choose_devices, count_threads
 from edgeawq.quantize.grid import GridFormat
 from edgeawq.quantize.llama import read_block
 from edgeawq.quantize.methods import METHODS
@@ -38,10 +39,15 @@ class BlockJob:
     settings: QuantizeSettings
     in_memory: bool  # whether activations are small enough for it
     n_threads: int
+    device: str  # as `choose_devices` takes it
 
 
-def run_job(job: BlockJob) -> int:
-    """Quantize a block into the work folder, unless it is there; the number of the block."""
+def run_job(job: BlockJob, device: torch.device | None = None) -> int:
+    """Quantize a block into the work folder, unless it is there; the number of the block.
+
+    device: where to compute; None for the first that the job's own words name on this machine.
+    """
+    device = device or choose_devices(job.device)[0]
     store = BlockStore(job.folder)
     if store.is_finished(job.layer):
         return job.layer
@@ -56,10 +62,10 @@ def run_job(job: BlockJob) -> int:
         # The float model's activations are the run's own work, and the same to the bit: these are for looking only.
         return store.make_room(f"job-{name}", job.layer + 1, job.shape, job.in_memory)
 
-    with start_workers(job.n_threads) as workers, torch.no_grad():
+    with start_workers(count_threads(job.n_threads, device), device) as workers, torch.no_grad():
         block, outcome, behind = quantize_block(
             job.layer,
-            read_block(checkpoint, job.layer, torch.float32),
+            read_block(checkpoint, job.layer, torch.float32, device),
             BlockStates(hidden, quantized),
             job.forms,
             checkpoint.config,

@@ -59,11 +59,12 @@ def quantize_block(
 ) -> tuple[QuantizedBlock, BlockOutcome, BlockStates]:
     """Quantize block number `layer`: the block, how it came out, and the activations behind it.
 
-    make_room gives room for activations, under the names "hidden" and "quantized". Raises QuantizationError where the
+    The weights lie on the workers' device, activations in main memory. make_room gives room for activations, under the
+    names "hidden" and "quantized". Raises QuantizationError where the
     float block gives NaN or infinity. The result depends on the other arguments only.
     """
     expected = make_room("hidden")
-    rope = make_rope(config, states.hidden.shape[1], torch.float32)
+    rope = make_rope(config, states.hidden.shape[1], torch.float32, device=workers.device)
     rtn = quantize_block_rtn(weights, forms)
     pairs = find_recipe(config)
     seed = (settings.seed * config.n_layers + layer) * len(states.hidden)
@@ -80,24 +81,25 @@ def quantize_block(
         block = round_block(folded, statistics, forms, settings, workers)
     if method.learns_rounding:
         plan = RoundingPlan(steps=settings.rounding_steps)
-        source = folded.weights | {name: tensor.float() for name, tensor in block.floats.items()}
+        source = folded.weights | {name: tensor.float().to(workers.device) for name, tensor in block.floats.items()}
         learned = learn_rounding(source, block.linears, states.quantized, expected, config, rope, plan, seed, workers)
         block = QuantizedBlock(learned, block.floats)
     layers = describe_layers(weights, folded, forms, rtn, block, statistics)
     stride = max(1, states.hidden.shape[0] * states.hidden.shape[1] // LOSS_TOKENS)
-    rtn_loss, loss = (
-        measure_block_loss(
-            states.quantized, expected, dequantize_block(one, torch.float32), config, rope, workers, stride
-        )
-        for one in (rtn, block)
-    )
+
+    def measure(one: QuantizedBlock) -> float:
+        rounded = dequantize_block(one, torch.float32, workers.device)
+        return measure_block_loss(states.quantized, expected, rounded, config, rope, workers, stride)
+
+    rtn_loss, loss = measure(rtn), measure(block)
     is_reverted = not loss < rtn_loss and not method.keeps_channels
     if is_reverted:
         block = rtn
     behind = expected
     if method.learns_rounding:
         behind = make_room("quantized")
-        run_sequences(states.quantized, behind, dequantize_block(block, torch.float32), config, rope, workers)
+        rounded = dequantize_block(block, torch.float32, workers.device)
+        run_sequences(states.quantized, behind, rounded, config, rope, workers)
     starved = find_starved(statistics, config)
     return block, BlockOutcome(rtn_loss, loss, is_reverted, layers, starved), BlockStates(expected, behind)
 
@@ -131,6 +133,6 @@ def run_sequences(
 
     def run(sequence: int) -> None:
         one = slice(sequence, sequence + 1)
-        outputs[one] = run_block(hidden[one], weights, config, rope)
+        outputs[one] = run_block(hidden[one].to(workers.device), weights, config, rope).cpu()
 
     workers.run(run, range(len(hidden)))

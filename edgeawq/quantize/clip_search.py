@@ -82,8 +82,8 @@ def search_rows(weight: torch.Tensor, gram: torch.Tensor, form: GridFormat, plan
     # Rows lie side by side in memory, so that per-row factors are contiguous vectors in every operation.
     groups = weight.t().contiguous().view(n_groups, group_size, rows)
     rounded = torch.empty_like(groups)  # [groups, group_size, rows]
-    ratios = torch.ones(n_groups, 2, rows)
-    scales, zeros = torch.empty(n_groups, rows), torch.empty(n_groups, rows)
+    ratios = weight.new_ones(n_groups, 2, rows)
+    scales, zeros = weight.new_empty(n_groups, rows), weight.new_empty(n_groups, rows)
     pull = torch.empty_like(groups)  # H δ, [groups, group_size, rows]
     for number, step in enumerate(plan):
         if number == 1:
@@ -116,11 +116,11 @@ def search_group(
     block is the group's part of the Gram matrix, linear_term the pull of the other groups (None: left out).
     """
     low, high = group.amin(0).clamp_(max=0.0), group.amax(0).clamp_(min=0.0)
-    tried = torch.tensor(step.candidates).unsqueeze(-1)  # [candidates, 2, 1]
+    tried = torch.tensor(step.candidates).to(group).unsqueeze(-1)  # [candidates, 2, 1]
     tried = best_ratios + tried if step.is_relative else tried.expand(-1, -1, group.shape[1])
     tried = tried.clamp(min=0.05)  # [candidates, 2, rows]
     scales, zeros = choose_grid(low * tried[:, 1], high * tried[:, 0], form)  # [candidates, rows]
-    losses = torch.empty(len(step.candidates), group.shape[1])
+    losses = group.new_empty(len(step.candidates), group.shape[1])
     product = torch.empty_like(group)
     for number in range(len(step.candidates)):
         error = round_group(group, scales[number], zeros[number], form).sub_(group)

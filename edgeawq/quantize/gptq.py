@@ -78,7 +78,7 @@ def choose_plain_grid(source: torch.Tensor, form: GridFormat) -> tuple[torch.Ten
 def choose_group_grid(group: torch.Tensor, importance: torch.Tensor, form: GridFormat) -> TransposedGrid:
     """The best of some ranges for group [group_size, out_features], by squared error times importance [group_size]."""
     low, high = group.amin(0).clamp_(max=0.0), group.amax(0).clamp_(min=0.0)
-    ratios = torch.tensor(RANGE_RATIOS)[:, None]
+    ratios = torch.tensor(RANGE_RATIOS).to(group)[:, None]
     scales, zeros = choose_grid(low * ratios, high * ratios, form)  # [ratios, out_features]
     losses = []
     for scale, zero in zip(scales, zeros, strict=True):
@@ -94,16 +94,18 @@ def round_columns(
     """GPTQ itself: (q - zero [in_features, out_features], the grid)."""
     width, rows = source.shape
     diagonal = gram.diagonal()
-    order = diagonal.argsort(descending=True, stable=True) if plan.act_order else torch.arange(width)
+    order = torch.arange(width, device=source.device)
+    if plan.act_order:
+        order = diagonal.argsort(descending=True, stable=True)
     factor = factor_inverse(gram[order][:, order], plan.damping)
     work = source[order]  # a copy
     steps = torch.empty_like(work)
-    groups = order // form.group_size
+    groups = (order // form.group_size).cpu().tolist()
     alive = find_alive(source, form)
     parts: list[TransposedGrid] = []
     for first in range(0, width, LAZY_COLUMNS):
         last = min(first + LAZY_COLUMNS, width)
-        errors = torch.empty(last - first, rows)
+        errors = work.new_empty(last - first, rows)
         for column in range(first, last):
             if grid is None and column % form.group_size == 0:
                 # Corrections from this very stretch have not reached the columns beyond it yet.
@@ -113,7 +115,7 @@ def round_columns(
                         factor[first:column, last : column + form.group_size].t() @ errors[: column - first]
                     )
                 parts.append(choose_group_grid(group, diagonal[column : column + form.group_size], form))
-            scale, zero = pick_group(grid, parts, int(groups[column]))
+            scale, zero = pick_group(grid, parts, groups[column])
             value = work[column]
             step = torch.clamp((value / scale).round_(), -zero, form.top - zero).mul_(alive[groups[column]])
             steps[column] = step
@@ -150,7 +152,7 @@ def damp(gram: torch.Tensor, damping: float) -> torch.Tensor:
     diagonal = damped.diagonal()
     mean = float(diagonal.mean(dtype=torch.float64))
     if mean <= 0.0:
-        return torch.eye(len(gram))
+        return torch.eye(len(gram), device=gram.device)
     diagonal[diagonal <= 0.0] = mean
     diagonal += damping * mean
     return damped
@@ -203,7 +205,7 @@ def fit_rows(
     n_groups = width // form.group_size
     grouped = steps.reshape(n_groups, form.group_size, rows)
     right = (grouped * (damped @ source).view_as(grouped)).sum(1).t()  # [rows, groups]
-    system = torch.empty(rows, n_groups, n_groups)
+    system = source.new_empty(rows, n_groups, n_groups)
     for group in range(n_groups):
         columns = slice(group * form.group_size, (group + 1) * form.group_size)
         pushed = (damped[:, columns] @ grouped[group]).view_as(grouped)  # H c_g
@@ -238,7 +240,7 @@ def move_values(
     moved = steps.clone()
     for first in range(0, width, LAZY_COLUMNS):
         last = min(first + LAZY_COLUMNS, width)
-        changes = torch.empty(last - first, rows)
+        changes = values.new_empty(last - first, rows)
         for column in range(first, last):
             wanted = values[column] - pull[column] / damped[column, column]
             step = torch.clamp((wanted / scales[column]).round_(), -zeros[column], form.top - zeros[column])

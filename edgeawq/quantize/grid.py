@@ -74,9 +74,9 @@ def make_linear(steps: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, 
     out_features, in_features = steps.shape
     groups = steps.reshape(out_features, -1, form.group_size) + zeros[:, :, None]
     return QuantizedLinear(
-        q=groups.clamp_(0, form.top).to(torch.uint8).view(out_features, in_features).numpy(),
-        scales=scales.contiguous().numpy().astype(np.float16),
-        zeros=zeros.contiguous().numpy().astype(np.uint8),
+        q=groups.clamp_(0, form.top).to(torch.uint8).view(out_features, in_features).cpu().numpy(),
+        scales=scales.contiguous().cpu().numpy().astype(np.float16),
+        zeros=zeros.contiguous().cpu().numpy().astype(np.uint8),
         bits=form.bits,
         group_size=form.group_size,
     )

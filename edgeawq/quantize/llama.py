@@ -45,19 +45,24 @@ class KVCache:
     position: int = 0
 
     @staticmethod
-    def allocate(config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype) -> KVCache:
+    def allocate(
+        config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> KVCache:
         """An empty cache for `batch` sequences of at most `capacity` tokens."""
         shape = (batch, config.n_kv_heads, capacity, config.head_dim)
         return KVCache(
-            [torch.zeros(shape, dtype=dtype) for _ in range(config.n_layers)],
-            [torch.zeros(shape, dtype=dtype) for _ in range(config.n_layers)],
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layers)],
+            [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.n_layers)],
         )
 
 
-def make_rope(config: ModelConfig, n_positions: int, dtype: torch.dtype, first: int = 0) -> RopeTables:
+def make_rope(
+    config: ModelConfig, n_positions: int, dtype: torch.dtype, first: int = 0, device: torch.device | None = None
+) -> RopeTables:
     """Rotary tables for positions first … first + n_positions - 1."""
     cos, sin = compute_rope_tables(config, first, n_positions)
-    return RopeTables(torch.from_numpy(cos).to(dtype), torch.from_numpy(sin).to(dtype))
+    # Converted before they are moved: not every device has float64.
+    return RopeTables(*(torch.from_numpy(table).to(dtype).to(device or "cpu") for table in (cos, sin)))
 
 
 def normalize(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -178,24 +183,28 @@ def run_block(
     return hidden + run_feed_forward(normed, weights, config, linear=linear)
 
 
-def read_weight(checkpoint: Checkpoint, module: str, dtype: torch.dtype) -> torch.Tensor:
+def read_weight(
+    checkpoint: Checkpoint, module: str, dtype: torch.dtype, device: torch.device | None = None
+) -> torch.Tensor:
     """The weight of `module`, dequantized where the checkpoint holds it on a grid."""
     linear = checkpoint.quantized_linear(module)
     if linear is not None:
-        return dequantize_to_tensor(linear, dtype)
-    return torch.from_numpy(checkpoint.tensor(f"{module}.weight")).to(dtype)
+        return dequantize_to_tensor(linear, dtype).to(device or "cpu")
+    return torch.from_numpy(checkpoint.tensor(f"{module}.weight")).to(dtype).to(device or "cpu")
 
 
-def read_block(checkpoint: Checkpoint, layer: int, dtype: torch.dtype) -> BlockWeights:
+def read_block(
+    checkpoint: Checkpoint, layer: int, dtype: torch.dtype, device: torch.device | None = None
+) -> BlockWeights:
     """All weights of one block, biases included where the checkpoint has them."""
     prefix = f"model.layers.{layer}."
     weights: BlockWeights = {}
     for name in list_layer_shapes(checkpoint.config, layer):
         module, _, kind = name.rpartition(".")
         if kind == "weight":
-            tensor = read_weight(checkpoint, module, dtype)
+            tensor = read_weight(checkpoint, module, dtype, device)
         else:
-            tensor = torch.from_numpy(checkpoint.tensor(name)).to(dtype)
+            tensor = torch.from_numpy(checkpoint.tensor(name)).to(dtype).to(device or "cpu")
         weights[name.removeprefix(prefix)] = tensor
     return weights
 
@@ -203,20 +212,24 @@ def read_block(checkpoint: Checkpoint, layer: int, dtype: torch.dtype) -> BlockW
 class TorchDecoder:
     """A whole model in memory: token ids [batch, positions] → logits [batch, positions, vocab_size]."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> None:
         find_recipe(checkpoint.config)  # refuses a family that is computed differently
         self.config = checkpoint.config
         self.dtype = dtype
-        self.embedding = read_weight(checkpoint, "model.embed_tokens", dtype)  # [vocab_size, hidden_size]
-        self.blocks = [read_block(checkpoint, layer, dtype) for layer in range(self.config.n_layers)]
-        self.final_norm = torch.from_numpy(checkpoint.tensor("model.norm.weight")).to(dtype)  # [hidden_size]
+        self.device = device or torch.device("cpu")
+        self.embedding = read_weight(checkpoint, "model.embed_tokens", dtype, device)  # [vocab_size, hidden_size]
+        self.blocks = [read_block(checkpoint, layer, dtype, device) for layer in range(self.config.n_layers)]
+        self.final_norm = read_weight(checkpoint, "model.norm", dtype, device)  # [hidden_size]
         tied = self.config.tie_word_embeddings
-        self.head = self.embedding if tied else read_weight(checkpoint, "lm_head", dtype)  # [vocab_size, hidden_size]
+        # [vocab_size, hidden_size]
+        self.head = self.embedding if tied else read_weight(checkpoint, "lm_head", dtype, device)
 
     def run_hidden(self, token_ids: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
         """Hidden states after the final norm, [batch, positions, hidden_size]; appends to `cache` when there is one."""
         first = cache.position if cache is not None else 0
-        rope = make_rope(self.config, token_ids.shape[1], self.dtype, first)
+        rope = make_rope(self.config, token_ids.shape[1], self.dtype, first, self.device)
         hidden = F.embedding(token_ids, self.embedding)
         for layer, weights in enumerate(self.blocks):
             hidden = run_block(hidden, weights, self.config, rope, cache=cache, layer=layer)
@@ -230,9 +243,11 @@ class TorchDecoder:
             return F.linear(self.run_hidden(token_ids, cache), self.head)
 
 
-def load_decoder(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> TorchDecoder:
+def load_decoder(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> TorchDecoder:
     """Read a float or AWQ checkpoint (dequantized) into memory as a callable: token ids [batch, seq] → logits.
 
     Raises UnsupportedModelError for a family other than Llama.
     """
-    return TorchDecoder(checkpoint, dtype)
+    return TorchDecoder(checkpoint, dtype, device)

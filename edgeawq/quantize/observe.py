@@ -82,14 +82,14 @@ def observe_block(
     sums = Sums()
 
     def observe(sequence: int) -> Sums:
-        task = ObservationTask(hidden[sequence : sequence + 1], seed + sequence)
+        task = ObservationTask(hidden[sequence : sequence + 1].to(workers.device), seed + sequence)
         output, part = observe_sequences(task, weights, config, rope, pairs)
         if not bool(torch.isfinite(output).all()):
             raise QuantizationError(
                 "a block of the float model gives NaN or infinity on the calibration text",
                 remedy="the checkpoint is damaged, or it is not the model that config.json describes",
             )
-        outputs[sequence : sequence + 1] = output
+        outputs[sequence : sequence + 1] = output.cpu()
         return part
 
     # One round of the cores at a time: few sums are in memory, and they are added in the order of the sequences.
@@ -136,7 +136,8 @@ def observe_sequences(
     with torch.enable_grad():
         output = run_block(task.hidden, weights, config, rope, linear=probe)
         generator = torch.Generator().manual_seed(task.seed)
-        signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype).mul_(2).sub_(1)
+        # Drawn in main memory, so that they are the same on every device.
+        signs = torch.randint(0, 2, output.shape, generator=generator).to(output).mul_(2).sub_(1)
         norms = output.detach().norm(dim=-1, keepdim=True).clamp_(min=TINY)
         gradients = torch.autograd.grad(output, list(probes.values()), signs / norms)
     squared = {
@@ -160,7 +161,7 @@ def observe_sequences(
 def compute_gram(features: torch.Tensor) -> torch.Tensor:
     """featuresᵀ features of [tokens, in_features], symmetric to the bit; [in_features, in_features]."""
     width = features.shape[1]
-    gram = torch.empty(width, width, dtype=features.dtype)
+    gram = features.new_empty(width, width)
     for first in range(0, width, GRAM_COLUMNS):
         last = min(first + GRAM_COLUMNS, width)
         strip = features[:, :last].T @ features[:, first:last]  # [columns so far, columns]

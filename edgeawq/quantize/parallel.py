@@ -33,6 +33,7 @@ class Workers:
 
     pool: ThreadPoolExecutor
     count: int
+    device: torch.device = torch.device("cpu")  # where they compute
 
     def run(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
         """function(item) for every item, in order; the first failure is raised."""
@@ -51,14 +52,17 @@ class Workers:
 
 
 @contextmanager
-def start_workers(count: int = 0) -> Iterator[Workers]:
-    """Threads for `Workers.run`; count 0 means one per core. At the end torch's own setting comes back."""
+def start_workers(count: int = 0, device: torch.device | None = None) -> Iterator[Workers]:
+    """Threads for `Workers.run`, with the device that they compute on; count 0 means one per core.
+
+    At the end torch's own setting comes back.
+    """
     count = count or count_cores()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     pool = ThreadPoolExecutor(count, "edgeawq-quantize", initializer=torch.set_num_threads, initargs=(1,))
     try:
-        yield Workers(pool, count)
+        yield Workers(pool, count, device or torch.device("cpu"))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(before)

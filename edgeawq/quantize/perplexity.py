@@ -51,17 +51,19 @@ class StreamedModel:
     read_block: Callable[[int], BlockWeights]
 
 
-def stream_model(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> StreamedModel:
+def stream_model(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+) -> StreamedModel:
     """A checkpoint, float or quantized, as a model to walk through."""
     find_recipe(checkpoint.config)  # refuses a family that is computed differently
-    embedding = read_weight(checkpoint, "model.embed_tokens", dtype)
+    embedding = read_weight(checkpoint, "model.embed_tokens", dtype, device)
     tied = checkpoint.config.tie_word_embeddings
     return StreamedModel(
         config=checkpoint.config,
         embedding=embedding,
-        final_norm=torch.from_numpy(checkpoint.tensor("model.norm.weight")).to(dtype),
-        head=embedding if tied else read_weight(checkpoint, "lm_head", dtype),
-        read_block=lambda layer: read_block(checkpoint, layer, dtype),
+        final_norm=read_weight(checkpoint, "model.norm", dtype, device),
+        head=embedding if tied else read_weight(checkpoint, "lm_head", dtype, device),
+        read_block=lambda layer: read_block(checkpoint, layer, dtype, device),
     )
 
 
@@ -108,7 +110,7 @@ def measure_perplexity(
     """Perplexity on chunks [chunks, positions], each on its own ("plain", no overlap); progress in blocks."""
     losses: list[float] = []
     for first, hidden in walk_blocks(model, chunks, workers, on_progress):
-        batch = chunks[first : first + len(hidden)]
+        batch = chunks[first : first + len(hidden)].to(model.embedding.device)
         losses += workers.run(lambda pair: sum_losses(model, *pair), list(zip(hidden, batch, strict=True)))
     n_tokens = chunks.shape[0] * (chunks.shape[1] - 1)
     return Perplexity(exponentiate(float(np.sum(losses)) / n_tokens), n_tokens, chunks.shape[1])
@@ -124,10 +126,10 @@ def walk_blocks(
     """
     batches = chunks.split(CHUNKS_IN_MEMORY)
     total = len(batches) * (model.config.n_layers + 1)
-    rope = make_rope(model.config, chunks.shape[1], model.embedding.dtype)
+    rope = make_rope(model.config, chunks.shape[1], model.embedding.dtype, device=model.embedding.device)
     done = 0
     for number, batch in enumerate(batches):
-        hidden = [F.embedding(chunk[None], model.embedding) for chunk in batch]
+        hidden = [F.embedding(chunk[None].to(model.embedding.device), model.embedding) for chunk in batch]
         for layer in range(model.config.n_layers):
             weights = model.read_block(layer)
 
@@ -135,6 +137,7 @@ def walk_blocks(
                 return run_block(state, weights, model.config, rope)
 
             hidden = workers.run(run, hidden)
+            del weights, run  # or this block would still be there while the next is read
             done += 1
             on_progress(done, total)
         yield number * CHUNKS_IN_MEMORY, hidden

@@ -16,6 +16,7 @@ from edgeawq.errors import UsageError
 from edgeawq.quantize.block_store import open_store
 from edgeawq.quantize.calibration import CalibrationSet
 from edgeawq.quantize.cluster import Cluster
+from edgeawq.quantize.devices import choose_devices, count_threads, start_devices
 from edgeawq.quantize.methods import METHODS
 from edgeawq.quantize.parallel import start_workers
 from edgeawq.quantize.perplexity import DEFAULT_TOKENS, read_evaluation_tokens
@@ -60,12 +61,14 @@ def quantize_model(
     activation_bytes: int = ACTIVATION_BYTES,
     cluster: Cluster | None = None,
     reference: str | None = None,
+    device: str = "cpu",
 ) -> QuantizationReport:
     """Quantize a float model of the Llama family, dense or with experts, into a checkpoint at `output`; the report.
 
     Without `calibration` (a file or folder of text) the model writes its own text. The folder appears whole or not at
     all; the same input and seed give the same bytes, whatever the number of threads. A killed run's finished blocks are
-    taken up. Blocks are quantized on `cluster` where one is given, whose processes open the model by its `reference`.
+    taken up. Blocks are quantized on `cluster` where one is given, whose processes open the model by its `reference`;
+    otherwise on `device` (see `choose_devices`), side by side where these are several.
     Raises UsageError for options or
     files that make no sense, CheckpointError or QuantizationError where model or disk do not allow it.
     """
@@ -86,10 +89,20 @@ def quantize_model(
     notes += [note] if note else []
     chunks = read_evaluation_tokens(evaluation.path, checkpoint, evaluation.n_tokens) if evaluation else None
     check_vectors(checkpoint)
-    key = describe_run(checkpoint, settings, group_size, calibration)
-    with open_store(output, key) as store, start_workers(n_threads) as workers, torch.no_grad():
+    devices = choose_devices(device)
+    key = describe_run(checkpoint, settings, group_size, calibration, devices[0].type)
+    with (
+        open_store(output, key) as store,
+        start_workers(count_threads(n_threads, devices[0]), devices[0]) as workers,
+        start_devices(devices) as local,
+        torch.no_grad(),
+    ):
         run = Run(checkpoint, settings, layer_bits, group_size, store, workers, on_progress, activation_bytes)
-        jobs = ClusterRun(cluster, reference or checkpoint, n_threads) if cluster is not None else None
+        jobs = None
+        if cluster is not None:
+            jobs = ClusterRun(cluster, reference or checkpoint, n_threads, device)
+        elif local is not None:
+            jobs = ClusterRun(local, checkpoint, n_threads, device)
         calibration_set = calibrate(run, calibration) if METHODS[settings.method].needs_text else None
         if settings.target_bpw is not None and calibration_set is not None:
             run = replace(run, layer_bits=choose_average_bits(run, calibration_set, settings.target_bpw))

@@ -63,10 +63,10 @@ def prepare_linear(weight: torch.Tensor, start: QuantizedLinear) -> LearnedLinea
     """A layer that starts where `start` rounds to: v is the least offset that gives its values."""
     out_features, in_features = weight.shape
     groups = weight.view(out_features, -1, start.group_size)
-    scales = torch.from_numpy(start.scales).float()[:, :, None]
-    zeros = torch.from_numpy(start.zeros).float()[:, :, None]
+    scales = torch.from_numpy(start.scales).to(weight.device).float()[:, :, None]
+    zeros = torch.from_numpy(start.zeros).to(weight.device).float()[:, :, None]
     steps = groups / scales
-    wanted = torch.from_numpy(start.q).float().view_as(groups) - zeros
+    wanted = torch.from_numpy(start.q).to(weight.device).float().view_as(groups) - zeros
     # At the ends of the grid a weight may lie beyond; it is clamped there without help.
     low = torch.where(wanted <= -zeros, -torch.inf, wanted - 0.499)
     high = torch.where(wanted >= 2**start.bits - 1 - zeros, torch.inf, wanted + 0.499)
@@ -112,9 +112,9 @@ def finish_linear(layer: LearnedLinear) -> QuantizedLinear:
     _, inside = round_groups(layer, slice(None), scales)
     q = inside.add_(layer.zeros).to(torch.uint8).flatten(1)
     return QuantizedLinear(
-        q=q.numpy(),
-        scales=scales[:, :, 0].numpy().astype(np.float16),
-        zeros=layer.zeros[:, :, 0].numpy().astype(np.uint8),
+        q=q.cpu().numpy(),
+        scales=scales[:, :, 0].cpu().numpy().astype(np.float16),
+        zeros=layer.zeros[:, :, 0].cpu().numpy().astype(np.uint8),
         bits=layer.bits,
         group_size=layer.weight.shape[2],
     )
@@ -144,7 +144,8 @@ def learn_rounding(
     order: list[int] = []
 
     def differentiate(sequence: int) -> tuple[torch.Tensor, ...]:
-        source, wanted = hidden[sequence : sequence + 1], expected[sequence : sequence + 1]
+        one = slice(sequence, sequence + 1)
+        source, wanted = hidden[one].to(workers.device), expected[one].to(workers.device)
         inverse = wanted.square().mean(-1, keepdim=True).clamp_(min=SMALLEST_SIZE).reciprocal_()  # [1, seqlen, 1]
         with torch.enable_grad():
             error = run_block(source, rounded, config, rope) - wanted

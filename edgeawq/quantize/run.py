@@ -12,6 +12,7 @@ from edgeawq.quantize.activations import count_bytes
 from edgeawq.quantize.block import QuantizedBlock, quantize_block_rtn
 from edgeawq.quantize.block_store import BlockStore
 from edgeawq.quantize.cluster import Cluster
+from edgeawq.quantize.devices import AUTO
 from edgeawq.quantize.grid import GridFormat
 from edgeawq.quantize.llama import read_block
 from edgeawq.quantize.parallel import Workers
@@ -40,6 +41,7 @@ class ClusterRun:
     cluster: Cluster
     model: str | Checkpoint
     n_threads: int
+    device: str = AUTO  # as `choose_devices` takes it, where a job runs
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def choose_average_bits(run: Run, calibration: CalibrationSet, target: float) ->
             for module, form in run.choose_forms(layer).items()
         }
         behind = run.store.make_room("measured", layer, shape, run.fits(shape))
-        weights = read_block(run.checkpoint, layer, torch.float32)
+        weights = read_block(run.checkpoint, layer, torch.float32, run.workers.device)
         seed = (settings.seed * config.n_layers + layer) * len(states)
         options += measure_options(
             prefix, states, behind, weights, forms, config, find_recipe(config), seed, run.workers
@@ -121,10 +121,12 @@ def submit_blocks(run: Run, hidden: Activations, first: int, cluster: ClusterRun
                 forms = run.choose_forms(layer)
                 in_memory = run.fits(shape)
                 folder = run.store.folder.absolute()
-                yield BlockJob(cluster.model, folder, layer, shape, forms, settings, in_memory, cluster.n_threads)
+                yield BlockJob(
+                    cluster.model, folder, layer, shape, forms, settings, in_memory, cluster.n_threads, cluster.device
+                )
             if layer + 1 < config.n_layers:
-                weights = read_block(run.checkpoint, layer, torch.float32)
-                rope = make_rope(config, shape[1], torch.float32)
+                weights = read_block(run.checkpoint, layer, torch.float32, run.workers.device)
+                rope = make_rope(config, shape[1], torch.float32, device=run.workers.device)
                 behind = run.store.make_room("hidden", layer + 1, shape, run.fits(shape))
                 run_sequences(states, behind, weights, config, rope, run.workers)
                 states = behind
@@ -159,7 +161,7 @@ def quantize_one(run: Run, layer: int, states: BlockStates) -> tuple[BlockOutcom
     def make_room(name: str) -> Activations:
         return run.store.make_room(name, layer + 1, shape, run.fits(shape))
 
-    weights = read_block(run.checkpoint, layer, torch.float32)
+    weights = read_block(run.checkpoint, layer, torch.float32, run.workers.device)
     forms = run.choose_forms(layer)
     block, outcome, behind = quantize_block(layer, weights, states, forms, config, run.settings, run.workers, make_room)
     if layer + 1 < config.n_layers:

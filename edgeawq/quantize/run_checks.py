@@ -36,11 +36,12 @@ def check_vectors(checkpoint: Checkpoint) -> None:
 
 
 def describe_run(
-    checkpoint: Checkpoint, settings: QuantizeSettings, group_size: int, calibration: Path | None
+    checkpoint: Checkpoint, settings: QuantizeSettings, group_size: int, calibration: Path | None, device: str
 ) -> dict[str, object]:
     """What has to be the same for finished blocks to be used again, as JSON values.
 
-    Of every matrix some rows are compared, which any way of changing a model changes.
+    device: its kind; sums on another one differ in their last digits. Of every matrix some rows are compared, which any
+    way of changing a model changes.
     """
     config = checkpoint.config
     digest = hashlib.sha256()
@@ -50,6 +51,7 @@ def describe_run(
     return {
         "program": edgeawq.__version__,
         "torch": torch.__version__,
+        "device": device,
         "settings": asdict(settings),
         "group_size": group_size,
         "model": {"name": checkpoint.name, "config": repr(replace(config, extra={})), "weights": digest.hexdigest()},

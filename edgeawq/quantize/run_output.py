@@ -40,7 +40,7 @@ def quantize_heads(run: Run) -> dict[str, QuantizedLinear]:
 
 def evaluate_blocks(run: Run, text: str, chunks: torch.Tensor, grids: dict[str, QuantizedLinear]) -> EvaluationReport:
     """Perplexity of the float model, of rounding to nearest, and of the blocks in the store."""
-    source = stream_model(run.checkpoint)
+    source = stream_model(run.checkpoint, device=run.workers.device)
     models = {"float": source, "rtn": assemble(run, run.round_block, source, grids)}
     if run.settings.method != "rtn":
         models[run.settings.method] = assemble(run, run.store.load, source, grids)
@@ -58,17 +58,19 @@ def assemble(
     run: Run, get_block: Callable[[int], QuantizedBlock], source: StreamedModel, grids: dict[str, QuantizedLinear]
 ) -> StreamedModel:
     """A quantized model to walk through, from its blocks and the grids of embedding and head."""
-    embedding = dequantize_to_tensor(grids[EMBEDDING], torch.float32) if grids else source.embedding.half().float()
-    if run.checkpoint.config.tie_word_embeddings:
-        head = embedding
-    else:
-        head = dequantize_to_tensor(grids[HEAD], torch.float32) if grids else source.head.half().float()
+    device = run.workers.device
+
+    def read(module: str, plain: torch.Tensor) -> torch.Tensor:
+        return dequantize_to_tensor(grids[module], torch.float32).to(device) if grids else plain.half().float()
+
+    embedding = read(EMBEDDING, source.embedding)
+    head = embedding if run.checkpoint.config.tie_word_embeddings else read(HEAD, source.head)
     return StreamedModel(
         config=source.config,
         embedding=embedding,
         final_norm=source.final_norm.half().float(),
         head=head,
-        read_block=lambda layer: dequantize_block(get_block(layer), torch.float32),
+        read_block=lambda layer: dequantize_block(get_block(layer), torch.float32, device),
     )
 
 

@@ -115,7 +115,7 @@ def write_calibration(
 
     The whole model is in memory while it writes. Raises QuantizationError where it yields no usable text.
     """
-    decoder = load_decoder(checkpoint)
+    decoder = load_decoder(checkpoint, device=workers.device)
     length = min(TEXT_LENGTH, max(2, decoder.config.max_position_embeddings))
     n_texts = -(-n_tokens // length)
     prompts = make_prompts(checkpoint, make_encoder(checkpoint.tokenizer, checkpoint.config), n_texts, length // 2)
@@ -186,12 +186,12 @@ def write_texts(
     for row, prompt in enumerate(task.prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
         is_given[row, : len(prompt)] = True
-    cache = KVCache.allocate(decoder.config, n_texts, length, decoder.dtype)
+    cache = KVCache.allocate(decoder.config, n_texts, length, decoder.dtype, decoder.device)
     generator = torch.Generator().manual_seed(task.seed)
     fed = 0
     for end in range(shared, length):
-        hidden = decoder.run_hidden(tokens[:, fed:end], cache)[:, -1]
-        sampled = sample_tokens(F.linear(hidden, decoder.head), generator)
+        hidden = decoder.run_hidden(tokens[:, fed:end].to(decoder.device), cache)[:, -1]
+        sampled = sample_tokens(F.linear(hidden, decoder.head).cpu(), generator)
         tokens[:, end] = torch.where(is_given[:, end], tokens[:, end], sampled)
         fed = end
         on_step()

@@ -58,7 +58,8 @@ def feed_starved_experts(
     per_sequence = min(-(-MIN_EXPERT_TOKENS // len(hidden)), hidden.shape[1])
 
     def force(sequence: int) -> list[ForcedSums]:
-        return force_tokens(hidden[sequence : sequence + 1], weights, config, rope, parts, per_sequence)
+        one = hidden[sequence : sequence + 1].to(workers.device)
+        return force_tokens(one, weights, config, rope, parts, per_sequence)
 
     totals: list[ForcedSums] = []
     for first in range(0, len(hidden), workers.count):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,22 @@ def test_a_hopeless_model_has_infinite_perplexity(workers: Workers) -> None:
     chunks = torch.randint(0, 320, (1, 80), generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         assert measure_perplexity(stream_model(model), chunks, workers).perplexity == math.inf
+
+
+def test_blocks_are_let_go_as_the_model_passes_by(workers: Workers) -> None:
+    model = make_tiny_model(5, quantized=False, **{**SHAPE, "n_layers": 6})
+    streamed = stream_model(model)
+    alive: list[weakref.ref[torch.Tensor]] = []
+    most = [0]
+
+    def read(layer: int) -> dict[str, torch.Tensor]:
+        block = streamed.read_block(layer)
+        alive.append(weakref.ref(block["mlp.up_proj.weight"]))
+        most[0] = max(most[0], sum(ref() is not None for ref in alive))
+        return block
+
+    chunks = torch.randint(0, 320, (3, 80), generator=torch.Generator().manual_seed(5))
+    measure_perplexity(replace(streamed, read_block=read), chunks, workers)
+    assert len(alive) == 6
+    # A thread may still hold the block before for a moment.
+    assert most[0] <= 2
