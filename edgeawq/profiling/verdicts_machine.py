@@ -19,8 +19,12 @@ MAX_STAGES = 3  # named one by one
 
 def judge_disturbance(profile: Profile) -> Iterable[Verdict]:
     """Throttling, a weak power supply, a busy machine: from the notes and the samples."""
+    emulators = tuple(dict.fromkeys(note.text for note in profile.notes if note.kind == "emulated"))
+    if emulators:
+        text = "This device is emulated: the figures are of the computer that emulates it, not of a board"
+        yield Verdict("emulated", "warning", text, emulators)
     found = list(dict.fromkeys(note.kind for note in profile.notes if note.kind in DISTURBING))
-    if found:
+    if found and not emulators:
         yield Verdict(
             "disturbed",
             "warning",

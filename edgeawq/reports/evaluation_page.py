@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import edgeawq
 from edgeawq.quantize.comparison import Comparison, ModelResult, shorten_names
 from edgeawq.quantize.histograms import Histogram
-from edgeawq.reports.page import Chart, Grid, Page, Spec
+from edgeawq.reports.page import Chart, Columns, Page, Part, Section, Spec, Table
 
 HEIGHT = 280
+BAR_HEIGHT = 38
+NAME_PIXELS = 95  # room for a layer's name in a legend
 LAYER_ORDER = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # The smallest share that a logarithmic axis has to show.
 FLOOR = 1e-9
@@ -18,37 +21,46 @@ FLOOR = 1e-9
 def make_evaluation_page(comparison: Comparison) -> Page:
     """Everything that was measured, as tables and charts."""
     names = shorten_names([result.name for result in comparison.results])
-    charts = [make_size_chart(comparison, names), make_divergence_chart(comparison, names)]
-    charts += [make_percentile_chart(comparison, names), make_agreement_chart(comparison, names)]
     compared = [(name, result) for name, result in zip(names, comparison.results, strict=True) if result.blocks]
+    predictions = [make_size_chart(comparison, names), make_divergence_chart(comparison, names)]
+    predictions += [make_percentile_chart(comparison, names), make_agreement_chart(comparison, names)]
+    sections = [Section("Scores", [make_score_table(comparison, names), *make_task_tables(comparison, names)])]
+    sections += list_section("Predictions", predictions)
     if compared:
-        charts += [make_layer_chart(compared), make_block_chart(compared), make_drift_chart(compared)]
-    if comparison.histograms is not None:
-        charts += [
-            make_histogram_chart(
-                "Weights of the float model",
-                "Weights in units of their layer's root mean square. Long tails stretch a group's range, and so its "
-                "rounding error.",
-                comparison.histograms.weights,
-                "weight / root mean square",
-                "weights",
-            ),
-            make_histogram_chart(
-                "Activations of the float model",
-                "Mean size of every input channel against its layer's median channel. The few channels far to the "
-                "right are those that AWQ protects.",
-                comparison.histograms.channels,
-                "mean |x| / median, in powers of two",
-                "channels",
-            ),
-        ]
-    return Page(
-        title=f"Models on {comparison.text}",
-        lead=describe(comparison),
-        grids=[make_score_grid(comparison, names), *make_task_grids(comparison, names)],
-        charts=[chart for chart in charts if chart is not None],
-        notes=make_notes(comparison, names),
-    )
+        inside = [make_layer_chart(compared), make_block_chart(compared), make_drift_chart(compared)]
+        sections += list_section("Inside the model", inside)
+    sections += list_section("The float model's own values", make_value_charts(comparison))
+    return Page(f"Models on {comparison.text}", describe(comparison), sections, make_notes(comparison, names))
+
+
+def list_section(title: str, charts: Sequence[Chart | None]) -> list[Section]:
+    """A section of the charts that there are; none without any."""
+    parts: list[Part] = [chart for chart in charts if chart is not None]
+    return [Section(title, [Columns(parts)])] if parts else []
+
+
+def make_value_charts(comparison: Comparison) -> list[Chart | None]:
+    """How weights and activations are distributed, where that was looked at."""
+    if comparison.histograms is None:
+        return []
+    return [
+        make_histogram_chart(
+            "Weights",
+            "Weights in units of their layer's root mean square. Long tails stretch a group's range, and so its "
+            "rounding error.",
+            comparison.histograms.weights,
+            "weight / root mean square",
+            "weights",
+        ),
+        make_histogram_chart(
+            "Activations",
+            "Mean size of every input channel against its layer's median channel. The few channels far to the "
+            "right are those that AWQ protects.",
+            comparison.histograms.channels,
+            "mean |x| / median, in powers of two",
+            "channels",
+        ),
+    ]
 
 
 def describe(comparison: Comparison) -> list[str]:
@@ -82,7 +94,7 @@ def make_notes(comparison: Comparison, names: list[str]) -> list[str]:
     return [*dict.fromkeys(notes), f"Made by edgeawq {edgeawq.__version__}."]
 
 
-def make_score_grid(comparison: Comparison, names: list[str]) -> Grid:
+def make_score_table(comparison: Comparison, names: list[str]) -> Table:
     """One row a model."""
     columns = ["model", "bits / weight", "MB", "perplexity", "change", "KL mean", "KL 99 %", "KL largest", "top-1"]
     rows = []
@@ -113,7 +125,7 @@ def make_score_grid(comparison: Comparison, names: list[str]) -> Grid:
             ]
         )
     marked = frozenset(number for number, result in enumerate(comparison.results) if result.is_reference)
-    return Grid(columns, rows, marked)
+    return Table(columns, rows, marked=marked)
 
 
 def show_perplexity(perplexity: float, error: float) -> str:
@@ -125,7 +137,7 @@ def show_perplexity(perplexity: float, error: float) -> str:
     return f"{perplexity:.3f} ± {error:.2f}"
 
 
-def make_task_grids(comparison: Comparison, names: list[str]) -> list[Grid]:
+def make_task_tables(comparison: Comparison, names: list[str]) -> list[Table]:
     """Accuracies, where tasks were asked."""
     tasks = list(dict.fromkeys(task for result in comparison.results for task in result.tasks))
     if not tasks:
@@ -138,7 +150,7 @@ def make_task_grids(comparison: Comparison, names: list[str]) -> list[Grid]:
             error = f" ± {100 * score.standard_error:.1f}" if score and score.standard_error is not None else ""
             cells.append(f"{100 * score.accuracy:.1f} %{error}" if score else "–")
         rows.append([name, *cells])
-    return [Grid(["accuracy", *tasks], rows)]
+    return [Table(["accuracy", *tasks], rows)]
 
 
 def make_size_chart(comparison: Comparison, names: list[str]) -> Chart | None:
@@ -154,7 +166,7 @@ def make_size_chart(comparison: Comparison, names: list[str]) -> Chart | None:
     if not points:
         return None
     values = [float(str(point["perplexity"])) for point in points]
-    scale = {"type": "log" if max(values) > 4 * min(values) else "linear", "zero": False, "nice": True}
+    scale: Spec = {"type": "log"} if max(values) > 4 * min(values) else {"zero": False}
     layers: list[Spec] = [make_point_layer(points, "perplexity", "perplexity", scale)]
     if reference is not None and math.isfinite(reference.score.perplexity):
         line = {"perplexity": reference.score.perplexity, "label": f"float: {reference.score.perplexity:.3f}"}
@@ -192,7 +204,7 @@ def make_divergence_chart(comparison: Comparison, names: list[str]) -> Chart | N
     ]
     if not points:
         return None
-    scale = {"type": "log", "nice": True}
+    scale = {"type": "log"}
     return Chart(
         "Divergence against size",
         "How far the model's predictions are from the float model's; tells models apart that perplexity does not.",
@@ -284,7 +296,7 @@ def make_agreement_chart(comparison: Comparison, names: list[str]) -> Chart | No
             "type": "quantitative",
             "title": "same likeliest token",
             "axis": {"format": ".0%", "values": [0, 0.25, 0.5, 0.75, 1]},
-            "scale": {"domain": [0, 1.12], "nice": False},
+            "scale": {"domain": [0, 1.35], "nice": False},
         },
         "tooltip": [{"field": "model"}, {"field": "agreement", "format": ".2%"}],
     }
@@ -293,7 +305,7 @@ def make_agreement_chart(comparison: Comparison, names: list[str]) -> Chart | No
         "How often both would write the same next token.",
         {
             "width": "container",
-            "height": {"step": 38},
+            "height": BAR_HEIGHT * len(points),
             "data": {"values": points},
             "layer": [
                 {
@@ -359,7 +371,7 @@ def make_layer_chart(compared: list[tuple[str, ModelResult]]) -> Chart:
                     "type": "nominal",
                     "title": None,
                     "sort": [name.removesuffix("_proj") for name in LAYER_ORDER],
-                    "legend": {"columns": 7, "symbolType": "stroke"},
+                    "legend": {"symbolType": "stroke"},
                 },
                 "tooltip": [
                     {"field": "layer"},
@@ -369,6 +381,7 @@ def make_layer_chart(compared: list[tuple[str, ModelResult]]) -> Chart:
             },
         },
         is_wide=True,
+        label_pixels=NAME_PIXELS,
     )
 
 
@@ -472,9 +485,10 @@ def make_histogram_chart(title: str, text: str, histograms: dict[str, Histogram]
                     "type": "nominal",
                     "title": None,
                     "sort": None,
-                    "legend": {"symbolType": "stroke", "columns": 4},
+                    "legend": {"symbolType": "stroke"},
                 },
                 "tooltip": [{"field": "name"}, {"field": "value", "title": axis}, {"field": "count", "title": unit}],
             },
         },
+        label_pixels=NAME_PIXELS,
     )

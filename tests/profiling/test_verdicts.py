@@ -105,6 +105,8 @@ def with_memory(memory_bytes: int) -> Profile:
 
 CASES: list[tuple[str, Callable[[], Profile], Callable[[], Profile]]] = [
     ("disturbed", lambda: noted("busy"), lambda: noted("unsteady")),
+    ("disturbed", lambda: noted("busy"), lambda: noted("emulated")),
+    ("emulated", lambda: noted("emulated"), lambda: noted("busy")),
     ("throttled", lambda: noted("throttled"), make_profile),
     ("low_voltage", lambda: noted("low_voltage"), make_profile),
     ("busy", lambda: noted("busy"), lambda: noted("stolen")),
