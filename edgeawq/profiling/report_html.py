@@ -24,11 +24,12 @@ from edgeawq.profiling.report_tables import (
     tabulate_comparison,
     tabulate_machine,
     tabulate_operations,
+    tabulate_points,
     tabulate_predictions,
     tabulate_staircase,
 )
 from edgeawq.profiling.report_text import warn_of_disturbance
-from edgeawq.profiling.schema import Profile
+from edgeawq.profiling.schema import ModelProfile, Profile
 from edgeawq.profiling.units import binary_size, show
 from edgeawq.profiling.verdict_parts import count_threads, describe_board
 from edgeawq.profiling.verdicts import Verdict, find_verdicts
@@ -87,21 +88,36 @@ def _describe_model(
         table = tabulate_breakdown(decode)
         chart = Chart("Time of one token by operation", "", make_breakdown(decode), table, label_pixels=NAME_PIXELS)
         yield Section(f"{prefix}Where a token's time goes", [chart])
-    models = {model.name: model}
-    charts: list[Chart] = []
-    if model.decode_by_context:
-        charts.append(Chart("Decode speed against context", "", make_decode_lines(models, expectations)))
-    if model.first_token:
-        lines = make_first_token_lines(models, expectations)
-        charts.append(Chart("Time to the first token against the prompt", "", lines))
+    charts = list(_show_speeds({model.name: model}, expectations))
     if model.decode_by_threads:
-        charts.append(Chart("Decode speed by threads", "", make_threads_bars(models)))
+        models = {model.name: model}
+        table = tabulate_points(
+            models, ("threads", "tokens/s"), lambda m: [(p.threads, p.tokens_per_second) for p in m.decode_by_threads]
+        )
+        charts.append(Chart("Decode speed by threads", "", make_threads_bars(models), table))
     rows = [*_list_predictions(expectations), *predicted]
     if rows:
         text = "Grey: within 15 % of each other. What stands above the line was measured slower than predicted."
         charts.append(Chart("Predicted against measured", text, make_predictions(rows), tabulate_predictions(rows)))
     if charts:
         yield Section(f"{prefix}Speed", [Columns(charts)])
+
+
+def _show_speeds(models: Mapping[str, ModelProfile], expectations: Sequence[Expectation]) -> Iterable[Chart]:
+    """Decode against the context and the first token against the prompt, where they were measured."""
+    if any(model.decode_by_context for model in models.values()):
+        table = tabulate_points(
+            models,
+            ("context", "tokens/s"),
+            lambda m: [(p.context_tokens, p.tokens_per_second) for p in m.decode_by_context],
+        )
+        yield Chart("Decode speed against context", "", make_decode_lines(models, expectations), table)
+    if any(model.first_token for model in models.values()):
+        table = tabulate_points(
+            models, ("prompt", "seconds"), lambda m: [(p.prompt_tokens, p.seconds) for p in m.first_token]
+        )
+        lines = make_first_token_lines(models, expectations)
+        yield Chart("Time to the first token against the prompt", "", lines, table)
 
 
 def _compare(profiles: Sequence[Profile], comparison: Comparison) -> Iterable[Section]:
@@ -111,11 +127,7 @@ def _compare(profiles: Sequence[Profile], comparison: Comparison) -> Iterable[Se
     names = dict(zip(comparison.names, profiles, strict=True))
     models = {name: profile.model for name, profile in names.items() if profile.model is not None}
     if len(models) > 1:
-        charts = [
-            Chart("Decode speed against context", "", make_decode_lines(models, ())),
-            Chart("Time to the first token against the prompt", "", make_first_token_lines(models, ())),
-        ]
-        yield Section("Speeds together", [Columns(charts)])
+        yield Section("Speeds together", [Columns(list(_show_speeds(models, ())))])
 
 
 def _summarize(comparison: Comparison) -> str:

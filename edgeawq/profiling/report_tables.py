@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from edgeawq.profiling.compare import Comparison, Row
 from edgeawq.profiling.machine_figures import list_machine
-from edgeawq.profiling.schema import Measurement, PhasePoint, Profile
+from edgeawq.profiling.schema import Measurement, ModelProfile, PhasePoint, Profile
 from edgeawq.profiling.units import binary_size, show, three_digits, with_prefix
 from edgeawq.reports.page import Cell, Table
 
@@ -63,6 +63,26 @@ def tabulate_staircase(profile: Profile) -> Table:
         if p.kind == "read"
     ]
     return Table(("working set", "threads", "level", "median", "middle half"), rows, texts=(2,))
+
+
+def tabulate_points(
+    models: Mapping[str, ModelProfile],
+    columns: tuple[str, str],
+    list_points: Callable[[ModelProfile], Iterable[tuple[int, Measurement]]],
+) -> Table:
+    """What one or several models did at each of several numbers. columns: what the number is, and the unit."""
+    names = () if len(models) == 1 else ("of",)
+    rows = [
+        (
+            f"{count:,}",
+            *((name,) if names else ()),
+            three_digits(value.median),
+            f"{three_digits(value.lower_quartile)} … {three_digits(value.upper_quartile)}",
+        )
+        for name, model in models.items()
+        for count, value in list_points(model)
+    ]
+    return Table((columns[0], *names, columns[1], "middle half"), rows, texts=(1,) if names else ())
 
 
 def tabulate_predictions(rows: Sequence[Mapping[str, Any]]) -> Table:
