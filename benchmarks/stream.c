@@ -1,5 +1,5 @@
 /* Read, copy and triad in plain C, after McCalpin's STREAM: to hold the probe kernels against, on memory that is given.
-   cc -O3 -march=native -fno-tree-loop-distribute-patterns -pthread -shared -fPIC stream.c -o stream.so
+   cc -O3 -march=native -funroll-loops -fno-tree-loop-distribute-patterns -pthread -shared -fPIC stream.c -o stream.so
    (Without that option the compiler turns the copy into memcpy, which may write past the caches.) */
 #include <pthread.h>
 #include <stdint.h>

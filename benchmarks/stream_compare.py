@@ -25,7 +25,11 @@ from edgeawq.profiling.schema import MemoryKind
 from edgeawq.runtime.native import NativeObject, load_object
 
 SOURCE = Path(__file__).with_name("stream.c")
-FLAGS = ["-O3", "-march=native", "-fno-tree-loop-distribute-patterns", "-pthread", "-shared", "-fPIC"]
+# LLVM unrolls the probe's loops. A copy that is not unrolled is an eighth faster with one thread on Zen 3.
+FLAGS = [
+    *("-O3", "-march=native", "-funroll-loops", "-fno-tree-loop-distribute-patterns"),
+    *("-pthread", "-shared", "-fPIC"),
+]
 SKEW = 2112  # as in stream.c and in the arena
 AGREEMENT = 0.10
 SAMPLE_S = 0.005
