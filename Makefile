@@ -38,17 +38,23 @@ $(VENV)/dev.stamp: $(VENV)/host.stamp
 	@touch $@
 
 # Programs of the operating system that some tests talk to. Where they cannot be had, those tests skip and say so.
+# The browser is by far the largest, and not to be had everywhere: it comes last and by itself.
 PROGRAMS := ssh tmux qemu-aarch64-static mmdebstrap zstd ld.lld llvm-objdump
 PROGRAM_PACKAGES := openssh-server openssh-client tmux qemu-user-static mmdebstrap zstd lld llvm
+BROWSER := chromium
+INSTALL := DEBIAN_FRONTEND=noninteractive apt-get install -y -qq
 $(VENV)/servers.stamp: $(VENV)/dev.stamp
-	@if ! { test -x /usr/sbin/sshd && for name in $(PROGRAMS); do command -v $$name >/dev/null || exit 1; done; }; then \
+	@if ! { test -x /usr/sbin/sshd && for name in $(PROGRAMS) $(BROWSER); do command -v $$name >/dev/null || exit 1; done; }; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo '== Installing $(PROGRAM_PACKAGES) for the tests'; \
-	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(PROGRAM_PACKAGES); } >/dev/null \
+	    { apt-get update -qq && $(INSTALL) $(PROGRAM_PACKAGES); } >/dev/null \
 	      || echo '== They could not be installed: the tests that need them will skip (SSH, tmux, emulated devices)'; \
+	    echo '== Installing $(BROWSER) for the tests of pages, 170 MB on a bare system'; \
+	    { $(INSTALL) --no-install-recommends $(BROWSER); } >/dev/null \
+	      || echo '== It could not be installed: the tests that look at pages in a browser will skip'; \
 	  else \
-	    echo '== Without root and apt-get, tests skip that need what is missing of: $(PROGRAM_PACKAGES)'; \
-	    echo '   (a real sshd, a real terminal, emulated Raspberry Pis; these also need root)'; \
+	    echo '== Without root and apt-get, tests skip that need what is missing of: $(PROGRAM_PACKAGES) $(BROWSER)'; \
+	    echo '   (a real sshd, a real terminal, a real browser, emulated Raspberry Pis; the last also need root)'; \
 	  fi; fi
 	@touch $@
 

@@ -6,6 +6,7 @@ Both are written directly in their final form (4-bit weights in groups of 64 and
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,9 +62,10 @@ def write_bundle(shape: Shape, folder: Path, *, bits: int = 4, head_bits: int = 
     layout = LAYOUTS[find_isa(target.isa, target.machine).layout]
     widths = tuple(sorted({*USUAL_BITS, bits, head_bits}))
     native = build_object(target, target.isa, widths)
+    text = _make_tokenizer(shape.vocab_size)
     if folder.exists():
-        kept = folder / f"kernels/{target.isa}.o"
-        if kept.exists() and kept.read_bytes() == native:
+        kept = {folder / f"kernels/{target.isa}.o": native, folder / "tokenizer.json": text}
+        if all(path.exists() and path.read_bytes() == content for path, content in kept.items()):
             return
         shutil.rmtree(folder)
     model = _describe(shape)
@@ -86,7 +88,7 @@ def write_bundle(shape: Shape, folder: Path, *, bits: int = 4, head_bits: int = 
                 group_size=GROUP_SIZE, out_features=out_features, in_features=in_features, layout=layout.name,
             )  # fmt: skip
         writer.add_file(f"kernels/{target.isa}.o", "kernels", native)
-        writer.add_file("tokenizer.json", "tokenizer", b"{}")
+        writer.add_file("tokenizer.json", "tokenizer", text)
         writer.add_file("generation.json", "generation", b"{}")
         kernel = KernelEntry(
             f"kernels/{target.isa}.o", target.isa, target.triple, target.cpu, target.features, widths, KERNEL_ABI
@@ -118,6 +120,13 @@ def _describe(shape: Shape) -> ModelSpec:
         bos_token_id=1,
         eos_token_ids=(2,),
     )
+
+
+def _make_tokenizer(vocab_size: int) -> bytes:
+    """A tokenizer that knows a word for every token: enough for a program that writes text."""
+    vocab = {f" {token}": token for token in range(vocab_size)}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": " 0"}
+    return json.dumps({"version": "1.0", "added_tokens": [], "model": model}).encode()
 
 
 def _frequencies(head_dim: int) -> npt.NDArray[np.float32]:

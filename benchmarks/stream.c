@@ -1,23 +1,21 @@
-/* Read, copy and triad in plain C, after McCalpin's STREAM: to hold the probe kernels against.
-   cc -O3 -march=native -fno-tree-loop-distribute-patterns -pthread stream.c -o stream && ./stream THREADS BYTES
-   For every line "r 3" (or c, t) it passes three times over BYTES in all and prints seconds and bytes moved.
+/* Read, copy and triad in plain C, after McCalpin's STREAM: to hold the probe kernels against, on memory that is given.
+   cc -O3 -march=native -funroll-loops -fno-tree-loop-distribute-patterns -pthread -shared -fPIC stream.c -o stream.so
    (Without that option the compiler turns the copy into memcpy, which may write past the caches.) */
-#define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <time.h>
 
 #define SKEW 2112
+#define MOST_THREADS 64
 
 static int threads;
 static size_t total;
 static char *memory;
-static int kind, passes;
+static int kind, passes; /* kind 0: the threads end */
 static pthread_barrier_t barrier;
-static double begun[64], ended[64];
+static pthread_t others[MOST_THREADS];
+static double begun[MOST_THREADS], ended[MOST_THREADS];
 static volatile uint32_t sink;
 
 static double now(void) {
@@ -64,36 +62,40 @@ static void run_share(size_t thread) {
 static void *serve(void *argument) {
     for (;;) {
         pthread_barrier_wait(&barrier); /* until there is something to do */
+        if (kind == 0) return NULL;
         run_share((size_t)argument);
     }
 }
 
-int main(int count, char **arguments) {
-    if (count != 3) return 2;
-    threads = atoi(arguments[1]);
-    total = strtoull(arguments[2], NULL, 10);
-    size_t size = total + (2 << 20);
-    memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED || threads < 1 || threads > 64) return 1;
-    madvise(memory, size, MADV_HUGEPAGE);
-    for (size_t i = 0; i < size; i += 4) *(float *)(memory + i) = 1.0f;
+/* Start the threads beside the caller's own. The memory has room for SKEW and for rounding up each of three arrays. */
+int stream_start(int count, char *given, size_t bytes) {
+    if (count < 1 || count > MOST_THREADS) return 1;
+    threads = count;
+    memory = given;
+    total = bytes;
     pthread_barrier_init(&barrier, NULL, threads);
-    for (size_t i = 1; i < (size_t)threads; i++) {
-        pthread_t thread;
-        if (pthread_create(&thread, NULL, serve, (void *)i)) return 1;
-    }
-    char letter;
-    while (scanf(" %c %d", &letter, &passes) == 2) {
-        kind = letter;
-        pthread_barrier_wait(&barrier);
-        run_share(0);
-        double first = begun[0], last = ended[0];
-        for (int i = 1; i < threads; i++) {
-            if (begun[i] < first) first = begun[i];
-            if (ended[i] > last) last = ended[i];
-        }
-        printf("%.9f %zu\n", last - first, share_of_array() * threads * count_arrays() * passes);
-        fflush(stdout);
-    }
+    for (size_t i = 1; i < (size_t)threads; i++)
+        if (pthread_create(&others[i], NULL, serve, (void *)i)) return 1;
     return 0;
+}
+
+/* Pass so many times over the memory: 'r' reads, 'c' copies, 't' is the triad. Returns bytes per second. */
+double stream_run(int letter, int times) {
+    kind = letter;
+    passes = times;
+    pthread_barrier_wait(&barrier);
+    run_share(0);
+    double first = begun[0], last = ended[0];
+    for (int i = 1; i < threads; i++) {
+        if (begun[i] < first) first = begun[i];
+        if (ended[i] > last) last = ended[i];
+    }
+    return share_of_array() * threads * count_arrays() * (double)passes / (last - first);
+}
+
+void stream_stop(void) {
+    kind = 0;
+    pthread_barrier_wait(&barrier);
+    for (int i = 1; i < threads; i++) pthread_join(others[i], NULL);
+    pthread_barrier_destroy(&barrier);
 }

@@ -80,6 +80,7 @@ def _make_chained_nibbles(ops: IsaOps) -> Any:
     multiply, widen, fold, spread8 = ops.multiply_nibbles, ops.widen, ops.fold, ops.spread8
     register = 4 * ops.lanes
     rows = ops.isa.tokens_at_once
+    has_four = rows == 4  # a constant for Numba, which leaves out what is not for this number of rows
     work = 2 * words.ROUND_REGISTERS * register * rows
     activations = words.WEIGHT_REGISTERS * register
     row = words.ROW_BYTES
@@ -90,7 +91,7 @@ def _make_chained_nibbles(ops: IsaOps) -> Any:
         return multiply(multiply(chain, w, x), v, y)
 
     @njit(error_model="numpy")
-    def four_rows(a, rounds):
+    def chains(a, rounds):
         t0, t1, t2, t3 = zero(total_kind), zero(total_kind), zero(total_kind), zero(total_kind)
         for count in range(rounds):
             # Other values each time: LLVM would multiply the same ones once, before the loop.
@@ -99,28 +100,19 @@ def _make_chained_nibbles(ops: IsaOps) -> Any:
             for _ in range(words.ROUND_REGISTERS // 2):
                 w, v = load(kind, here), load(kind, here + register)
                 c0, c1 = extend(c0, w, v, x), extend(c1, w, v, x + row)
-                c2, c3 = extend(c2, w, v, x + 2 * row), extend(c3, w, v, x + 3 * row)
-                here += 2 * register
-                x += 8
-            t0, t1, t2, t3 = widen(t0, c0), widen(t1, c1), widen(t2, c2), widen(t3, c3)
-        total = add(add(fold(t0), fold(t1)), add(fold(t2), fold(t3)))
-        return types.int64(work), types.int64(reduce_add(total))
-
-    @njit(error_model="numpy")
-    def two_rows(a, rounds):
-        t0, t1 = zero(total_kind), zero(total_kind)
-        for count in range(rounds):
-            here, x = a + (count & 7) * register, a + activations + (count & 3) * 8  # as above
-            c0, c1 = zero(chain_kind), zero(chain_kind)
-            for _ in range(words.ROUND_REGISTERS // 2):
-                w, v = load(kind, here), load(kind, here + register)
-                c0, c1 = extend(c0, w, v, x), extend(c1, w, v, x + row)
+                if has_four:
+                    c2, c3 = extend(c2, w, v, x + 2 * row), extend(c3, w, v, x + 3 * row)
                 here += 2 * register
                 x += 8
             t0, t1 = widen(t0, c0), widen(t1, c1)
-        return types.int64(work), types.int64(reduce_add(add(fold(t0), fold(t1))))
+            if has_four:
+                t2, t3 = widen(t2, c2), widen(t3, c3)
+        total = add(fold(t0), fold(t1))
+        if has_four:
+            total = add(total, add(fold(t2), fold(t3)))
+        return types.int64(work), types.int64(reduce_add(total))
 
-    return four_rows if rows == 4 else two_rows
+    return chains
 
 
 def _make_dot_nibbles(ops: IsaOps) -> Any:
@@ -181,9 +173,11 @@ def _make_bytes(ops: IsaOps) -> Any:
     multiply, fold, spread8 = ops.multiply_bytes, ops.fold, ops.spread8
     register = 4 * ops.lanes
     rows = ops.isa.tokens_at_once
+    has_four = rows == 4  # as above
     work = 2 * words.ROUND_REGISTERS * register * rows
     activations = words.WEIGHT_REGISTERS * register
     row = words.ROW_BYTES
+    step = rows  # registers of weights for one turn of the loop
 
     @njit(**OPTIONS)
     def extend(total, w, v, at):
@@ -191,38 +185,28 @@ def _make_bytes(ops: IsaOps) -> Any:
         return multiply(total, w, v, x, y)
 
     @njit(error_model="numpy")
-    def four_rows(a, rounds):
+    def products(a, rounds):
         t0, t1, t2, t3 = zero(total_kind), zero(total_kind), zero(total_kind), zero(total_kind)
         s0, s1, s2, s3 = zero(total_kind), zero(total_kind), zero(total_kind), zero(total_kind)
         for count in range(rounds):
             here, x = a + (count & 7) * register, a + activations + (count & 3) * 8
-            for _ in range(words.ROUND_REGISTERS // 4):
-                # two sets of sums, so that an instruction does not wait for the one before
+            for _ in range(words.ROUND_REGISTERS // step):
                 w, v = load(kind, here), load(kind, here + register)
                 t0, t1 = extend(t0, w, v, x), extend(t1, w, v, x + row)
-                t2, t3 = extend(t2, w, v, x + 2 * row), extend(t3, w, v, x + 3 * row)
-                w, v = load(kind, here + 2 * register), load(kind, here + 3 * register)
-                s0, s1 = extend(s0, w, v, x + 8), extend(s1, w, v, x + 8 + row)
-                s2, s3 = extend(s2, w, v, x + 8 + 2 * row), extend(s3, w, v, x + 8 + 3 * row)
-                here += 4 * register
-                x += 16
-        first = add(add(t0, t1), add(t2, t3))
-        second = add(add(s0, s1), add(s2, s3))
-        return types.int64(work), types.int64(reduce_add(fold(add(first, second))))
+                if has_four:
+                    t2, t3 = extend(t2, w, v, x + 2 * row), extend(t3, w, v, x + 3 * row)
+                    # another set of sums, so that an instruction does not wait for the one before
+                    w, v = load(kind, here + 2 * register), load(kind, here + 3 * register)
+                    s0, s1 = extend(s0, w, v, x + 8), extend(s1, w, v, x + 8 + row)
+                    s2, s3 = extend(s2, w, v, x + 8 + 2 * row), extend(s3, w, v, x + 8 + 3 * row)
+                here += step * register
+                x += 4 * step
+        total = add(t0, t1)
+        if has_four:
+            total = add(add(total, add(t2, t3)), add(add(s0, s1), add(s2, s3)))
+        return types.int64(work), types.int64(reduce_add(fold(total)))
 
-    @njit(error_model="numpy")
-    def two_rows(a, rounds):
-        t0, t1 = zero(total_kind), zero(total_kind)
-        for count in range(rounds):
-            here, x = a + (count & 7) * register, a + activations + (count & 3) * 8
-            for _ in range(words.ROUND_REGISTERS // 2):
-                w, v = load(kind, here), load(kind, here + register)
-                t0, t1 = extend(t0, w, v, x), extend(t1, w, v, x + row)
-                here += 2 * register
-                x += 8
-        return types.int64(work), types.int64(reduce_add(fold(add(t0, t1))))
-
-    return four_rows if rows == 4 else two_rows
+    return products
 
 
 def _make_chain() -> Any:

@@ -30,11 +30,24 @@ COLUMNS = ("model", "size", "kernels", "threads", "test", "t/s")
 @click.option("--device", "device_name", metavar="NAME", help="Run what was pushed to this device, there.")
 @click.option("--prompt", "-p", default="512", show_default=True, metavar="N[,N…]", help="Prompt lengths; 0 for none.")
 @click.option("--generate", "-n", default="128", show_default=True, metavar="N[,N…]", help="Tokens to write; 0: none.")
-@click.option("--threads", "-t", default="0", metavar="N[,N…]", help="Numbers of threads; 0: one for each CPU.")
-@click.option("--repetitions", "-r", type=click.IntRange(1, 1000), default=5, show_default=True)
-@click.option("--activations", type=click.Choice(["int8", "float"]), default="int8", show_default=True)
-@click.option("--kv-bits", type=click.Choice(["8", "16"]), help="Elements of the KV cache.")
-@click.option("--output", "-o", type=click.Choice(["md", "csv", "json"]), default="md", show_default=True)
+@click.option(
+    "--threads", "-t", default="0", show_default=True, metavar="N[,N…]", help="Numbers of threads; 0: one for each CPU."
+)
+@click.option(
+    "--repetitions", "-r", type=click.IntRange(1, 1000), default=5, show_default=True, metavar="N", help="Of each test."
+)
+@click.option(
+    "--activations", type=click.Choice(["int8", "float"]), default="int8", show_default=True, help="As in edgeawq run."
+)
+@click.option("--kv-bits", type=click.Choice(["8", "16"]), help="Elements of the KV cache  [default: 16 with int8]")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Choice(["md", "csv", "json"]),
+    default="md",
+    show_default=True,
+    help="A Markdown table, or all figures.",
+)
 @inventory_option
 def command(bundle: Path | None, device_name: str | None, output: str, inventory: str | None, **options: Any) -> None:
     """Measure how many tokens per second a bundle reads and writes.

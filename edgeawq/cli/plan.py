@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @click.command(name="plan")
 @click.argument("model")
-@click.option("--device", "-d", "devices", metavar="NAME[,NAME…]", required=True, help="Profiles, devices, or `host`.")
+@click.option("--device", "-d", "devices", metavar="NAME[,NAME…]", default="", help="Profiles, devices, or `host`.")
 @click.option("--context", type=int, metavar="TOKENS", help="Room for the conversation [the model's, at most 4096].")
 @click.option("--prompt", type=int, default=512, show_default=True, metavar="TOKENS", help="Length of the prompt.")
 @click.option("--kv-bits", type=int, default=16, show_default=True, help="Bits of the KV cache: 16 or 8.")
@@ -69,7 +69,11 @@ def command(
 
     names = [name.strip() for name in devices.split(",") if name.strip()]
     if not names:
-        raise UsageError("no device is named", remedy="`edgeawq pack --list-devices` lists the profiles")
+        from device_profiles.profile import list_profiles
+
+        raise UsageError(
+            "no device is named", remedy=f"--device NAME, one or more of: host, {', '.join(list_profiles())}"
+        )
     workload = Workload(context, prompt, kv_bits)
     shape = read_shape(model)
     memory_bytes = None if memory is None else parse_size(memory)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeawq.deploy.ssh_auth import AskSecret
     from edgeawq.profiling.schema import Profile
 
+NOT_KEPT = "not kept for `edgeawq status` and `edgeawq plan`: the device is emulated"
 DEFAULT_MODEL = "embedded:smollm2-135m-instruct"
 
 
@@ -49,20 +50,39 @@ def measure(target: str | None, **options: Any) -> int:
         return _serve(target, options)
     if find_spec("edgeawq.deploy") is None:
         # On a device there is no report and no place to keep profiles: the host has both.
+        if options["html"] is not None:
+            raise UsageError(
+                "a device writes no pages", remedy="--json FILE here; `edgeawq profile show FILE --html PAGE`"
+            )
         options |= {"no_store": True, "json_file": options["json_file"] or "-"}
+    _check_outputs(options)
     profile = _measure(target, options)
-    if not options["no_store"]:
-        store(profile)
+    if not options["no_store"] and not store(profile):
+        click.echo(f"edgeawq: {NOT_KEPT}", err=True)
     _show(profile, options)
     return 0 if profile.complete else 130
 
 
-def store(profile: Profile) -> Path:
-    """Keep a profile among those of its device."""
+def store(profile: Profile) -> bool:
+    """Keep a profile among those of its device; False for an emulated one, which says nothing about any board."""
     from edgeawq.deploy.cache import cache_folder
     from edgeawq.profiling.history import profile_folder, store_profile
+    from edgeawq.profiling.verdict_parts import is_emulated
 
-    return store_profile(profile_folder(cache_folder("profiles"), profile.device.name), profile)
+    if is_emulated(profile):
+        return False
+    store_profile(profile_folder(cache_folder("profiles"), profile.device.name), profile)
+    return True
+
+
+def _check_outputs(options: dict[str, Any]) -> None:
+    """Raise for files that cannot be written before minutes of measuring are spent on them."""
+    if options["html"] is not None:
+        from edgeawq.reports.page import check_page
+
+        check_page(options["html"])
+    if options["json_file"] not in (None, "-") and not Path(options["json_file"]).absolute().parent.is_dir():
+        raise UsageError(f"{options['json_file']} cannot be written: there is no such folder", remedy="make it first")
 
 
 def _measure(target: str | None, options: dict[str, Any]) -> Profile:
@@ -191,9 +211,9 @@ def _show(profile: Profile, options: dict[str, Any]) -> None:
     from edgeawq.profiling.schema import dump_profile
 
     if options["html"] is not None:
-        from edgeawq.cli.profile_report import write_page
+        from edgeawq.cli.profile_report import write_report
 
-        write_page([profile], options["html"])
+        write_report([profile], options["html"])
     if options["json_file"] == "-":
         click.echo(dump_profile(profile).decode().rstrip())
         return

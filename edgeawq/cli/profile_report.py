@@ -40,7 +40,7 @@ def show(file: Path, html: Path | None, verdicts: bool, as_json: bool) -> None:
 
     profile = read_profile(file)
     if html is not None:
-        write_page([profile], html)
+        write_report([profile], html)
     if as_json:
         click.echo(
             json.dumps([asdict(verdict) for verdict in find_verdicts(profile)], indent=1)
@@ -94,7 +94,7 @@ def compare(
     profiles = [read_profile(file) for file in files]
     comparison = compare_profiles(profiles, [file.stem for file in files], threshold / 100)
     if html is not None:
-        write_page(profiles, html, [file.stem for file in files])
+        write_report(profiles, html, [file.stem for file in files])
     if as_json:
         click.echo(json.dumps(describe_comparison(comparison), indent=1))
     else:
@@ -105,28 +105,12 @@ def compare(
         context.exit(1)
 
 
-def write_page(profiles: list[Profile], path: Path, names: Sequence[str] = ()) -> None:
+def write_report(profiles: Sequence[Profile], path: Path, names: Sequence[str] = ()) -> None:
     """Write the HTML report of one or several profiles to `path`, whole or not at all."""
-    import os
-    import tempfile
-
     from edgeawq.profiling.report_html import make_page
+    from edgeawq.reports.page import write_page
 
-    page = make_page(profiles, names=names)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(page)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}", remedy="choose another file") from None
+    write_page(path, make_page(profiles, names=names))
 
 
 def describe_comparison(comparison: Comparison) -> dict[str, Any]:

@@ -171,12 +171,14 @@ class _Link:
 
     def measure(self, inventory: str | None) -> None:
         """Measure the device and keep the profile. A failure is a note: what was pushed runs all the same."""
-        from edgeawq.cli.profile_measure import measure_device_named, store
+        from edgeawq.cli.profile_measure import NOT_KEPT, measure_device_named, store
         from edgeawq.errors import EdgeawqError
 
         self._ask.start_connection()
         try:
-            store(measure_device_named(self._device.name, inventory=inventory, amount="quick", ask=self._ask))
+            name = self._device.name
+            if not store(measure_device_named(name, inventory=inventory, amount="quick", ask=self._ask)):
+                self._display.note(NOT_KEPT)
         except EdgeawqError as error:
             self._display.note(f"the device could not be measured: {error.what}")
 

@@ -1,4 +1,4 @@
-"""What the charts have in common: colours, fonts, axes, and lines with the spread of their repetitions."""
+"""What the charts have in common: colours of operations, axes, and lines with the spread of their repetitions."""
 
 from __future__ import annotations
 
@@ -6,50 +6,21 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeawq.profiling.html_page import Spec
 from edgeawq.profiling.schema import Measurement
+from edgeawq.reports.page import Spec
+from edgeawq.reports.style import COLORS
 
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"
-# Distinct for eyes that see colours differently, and legible on white and on near-black.
-COLORS = (
-    "#2f7fe0", "#d9730d", "#1f9d57", "#b455d0", "#0f9aa8", "#d8443c", "#9a7a12", "#e06aa0", "#5b6ee1", "#7a8694",
-    "#7fb800", "#a65e2e", "#c9a227",
-)  # fmt: skip
-GREY = "#7a8694"
 OPERATIONS = (
     "qkv", "attention", "gate_up", "o", "head", "down", "norm", "merge", "quantize", "barrier", "sampling", "python",
     "embedding",
 )  # fmt: skip
+NAME_PIXELS = 95  # room for an operation in a legend
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
 
 
-def base(height: int) -> Spec:
+def base(height: int) -> dict[str, Any]:
     """A chart as wide as its place, `height` pixels high without its axes."""
-    return {
-        "$schema": SCHEMA,
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": config(),
-    }
-
-
-def config() -> Spec:
-    """Fonts and colours; the page's style gives texts and axes the reader's light or dark."""
-    return {
-        "font": "system-ui, sans-serif",
-        "background": "transparent",
-        "view": {"stroke": None},
-        "axis": {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 500, "labelOverlap": True},
-        "legend": {
-            "labelFontSize": 12,
-            "orient": "bottom",
-            "columns": 3,
-            "layout": {"bottom": {"direction": "vertical", "anchor": "start"}},
-        },
-        "point": {"opacity": 1},
-        "range": {"category": list(COLORS)},
-    }
+    return {"width": "container", "height": height}
 
 
 def quantity(field: str, title: str | None = None, **more: Any) -> Spec:
@@ -80,7 +51,7 @@ def operation_color(values: Sequence[Mapping[str, Any]]) -> Spec:
         "field": "operation",
         "type": "nominal",
         "scale": {"domain": names, "range": colors},
-        "legend": {"title": None, "symbolType": "circle", "symbolStrokeWidth": 2},
+        "legend": {"title": None, "symbolType": "circle"},
     }
 
 
@@ -94,7 +65,7 @@ def lines(values: Sequence[Mapping[str, Any]], x: Spec, y: Spec, series: str, mo
     fields = [{"field": name} for name in (series, *more)]
     tooltip = [*fields, {"field": x["field"], "format": ","}, {"field": y["field"], "format": ".3s"}]
     names = list(dict.fromkeys(value[series] for value in values))
-    legend = {"title": None, "columns": 1, "symbolType": "stroke", "labelLimit": 260}
+    legend = {"title": None, "symbolType": "stroke"}
     chosen = {"name": "chosen", "select": {"type": "point", "fields": [series]}, "bind": "legend"}
     return {
         **base(280),

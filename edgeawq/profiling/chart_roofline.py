@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from edgeawq.profiling.chart_parts import GREY, LINEARS, base, log_scale, operation_color, quantity
-from edgeawq.profiling.html_page import Spec
+from edgeawq.profiling.chart_parts import LINEARS, base, log_scale, operation_color, quantity
 from edgeawq.profiling.report_plot import NEGLIGIBLE
 from edgeawq.profiling.schema import LinearFacts, OperationPoint, Profile
 from edgeawq.profiling.verdict_parts import find_phase
+from edgeawq.reports.page import Spec
+from edgeawq.reports.style import GREY
 
 MEASURED, FLOAT16, PRESENT = "measured", "float16, at the roof", "as stored, at the roof"
 STAGES = ("decode", "prefill", "both")

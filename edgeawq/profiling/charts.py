@@ -7,8 +7,6 @@ from typing import Any
 
 from edgeawq.profiling.ceilings import Expectation
 from edgeawq.profiling.chart_parts import (
-    COLORS,
-    GREY,
     OPERATIONS,
     base,
     lines,
@@ -17,9 +15,10 @@ from edgeawq.profiling.chart_parts import (
     quantity,
     spread_of,
 )
-from edgeawq.profiling.html_page import Spec
 from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
 from edgeawq.profiling.verdict_parts import count_threads
+from edgeawq.reports.page import Spec
+from edgeawq.reports.style import COLORS, GREY
 
 _BINARY = (
     "datum.value >= 1073741824 ? format(datum.value / 1073741824, '~r') + ' GiB' : "
@@ -125,7 +124,7 @@ def make_threads_bars(models: Mapping[str, ModelProfile]) -> Spec:
     ]
     tooltip = [{"field": "of"}, {"field": "threads"}, {"field": "speed", "format": ".3"}]
     return {
-        **base(240),
+        **base(320),
         "data": {"values": values},
         "encoding": {
             "x": {"field": "threads", "type": "ordinal", "title": "threads", "axis": {"labelAngle": 0}},
@@ -135,7 +134,7 @@ def make_threads_bars(models: Mapping[str, ModelProfile]) -> Spec:
             {
                 "mark": {"type": "bar"},
                 "encoding": {
-                    "y": quantity("speed", "tokens per second"),
+                    "y": quantity("speed", "tokens per second", axis={"tickCount": 6}),
                     "color": {"field": "of", "legend": {"title": None} if len(models) > 1 else None},
                     "tooltip": tooltip,
                 },
@@ -179,7 +178,7 @@ def make_predictions(values: Sequence[Mapping[str, Any]]) -> Spec:
                 "encoding": {
                     "x": quantity("measured"),
                     "y": quantity("predicted"),
-                    "color": {"field": "kind", "legend": {"title": None, "columns": 1, "labelLimit": 260}},
+                    "color": {"field": "kind", "legend": {"title": None}},
                     "tooltip": tooltip,
                 },
             },
@@ -190,10 +189,10 @@ def make_predictions(values: Sequence[Mapping[str, Any]]) -> Spec:
 def make_machine_lines(profile: Profile) -> list[tuple[str, Spec]]:
     """(title, chart) of clock, temperature and other programs while measuring: what the system tells of them."""
     charts = []
-    for title, unit, field, scale in (
-        ("Clock", "GHz", "clock_hertz", 1e-9),
-        ("Temperature", "°C", "temperature_celsius", 1.0),
-        ("Other programs", "% of the CPUs", "other_busy_share", 100.0),
+    for title, field, scale in (
+        ("Clock while measuring, GHz", "clock_hertz", 1e-9),
+        ("Temperature while measuring, °C", "temperature_celsius", 1.0),
+        ("Other programs while measuring, % of the CPUs", "other_busy_share", 100.0),
     ):
         values = [
             {"second": sample.seconds, "value": scale * value, "stage": sample.stage}
@@ -201,19 +200,23 @@ def make_machine_lines(profile: Profile) -> list[tuple[str, Spec]]:
             if (value := getattr(sample, field)) is not None
         ]
         if len(values) > 1:
-            charts.append((title, _draw_samples(values, unit)))
+            charts.append((title, _draw_samples(values)))
     return charts
 
 
-def _draw_samples(values: Sequence[Mapping[str, Any]], unit: str) -> Spec:
+def _draw_samples(values: Sequence[Mapping[str, Any]]) -> Spec:
+    found = [float(value["value"]) for value in values]
+    low, high = min(found), max(found)
+    room = 0.05 * abs(high) or 1.0  # a steady value needs an axis, too
+    scale = {"domain": [low - room if low < 0 else max(0.0, low - room), high + room], "nice": False}
     tooltip = [{"field": "stage"}, {"field": "second"}, {"field": "value", "format": ".4"}]
     return {
-        **base(80),
+        **base(90),
         "data": {"values": list(values)},
         "mark": {"type": "line", "point": True, "color": COLORS[0]},
         "encoding": {
             "x": quantity("second", "seconds since the start"),
-            "y": quantity("value", unit, axis={"tickCount": 3}, scale={"zero": False}),
+            "y": quantity("value", "", axis={"tickCount": 3}, scale=scale),
             "tooltip": tooltip,
         },
     }

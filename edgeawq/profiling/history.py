@@ -69,7 +69,8 @@ def read_profile(path: Path) -> Profile:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ProfileError(
-            f"{path} cannot be read: {error.strerror or error}", remedy="`edgeawq profile DEVICE -o FILE` writes one"
+            f"{path} cannot be read: {error.strerror or error}",
+            remedy="`edgeawq profile DEVICE --json FILE` writes one",
         ) from None
     return parse_profile(data, str(path))
 

@@ -11,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeawq.profiling.compare import Comparison, Row
+from edgeawq.profiling.machine_figures import list_machine
 from edgeawq.profiling.report_plot import draw_profile
 from edgeawq.profiling.schema import BandwidthPoint, Measurement, ModelProfile, PhasePoint, Profile
 from edgeawq.profiling.units import binary_size, show, three_digits, with_prefix
-from edgeawq.profiling.verdict_parts import count_threads, find_phase
+from edgeawq.profiling.verdict_parts import count_threads, describe_board, find_phase
 from edgeawq.profiling.verdicts import Verdict, find_verdicts
 
 STYLES = {"warning": "bold red", "hint": "yellow", "good": "green"}
@@ -47,8 +48,7 @@ def make_header(profile: Profile) -> RenderableType:
     lines = Table.grid(padding=(0, 2))
     lines.add_column(style="bold", no_wrap=True)
     lines.add_column(overflow="fold")
-    virtual = ", a virtual machine" if device.virtual_machine else ""
-    lines.add_row(device.name, Text(f"{device.model}{virtual}"))
+    lines.add_row(device.name, Text(describe_board(profile)))
     lines.add_row(
         "CPU",
         Text(
@@ -184,28 +184,8 @@ def make_machine(profile: Profile) -> Table:
     table = _table("The machine")
     table.add_column("", no_wrap=True)
     table.add_column("", overflow="fold")
-    for roof in profile.roofs:
-        value = (
-            show(roof.bytes_per_second or 0, "B/s") if roof.kind == "memory" else show(roof.ops_per_second or 0, "op/s")
-        )
-        table.add_row(f"roof {roof.name}", f"{value} with {count_threads(roof.threads)}")
-    for clock in profile.clock[-1:]:
-        table.add_row("clock", f"{show(clock.hertz.median, 'Hz')} under load of {count_threads(clock.threads)}")
-    for barrier in profile.barrier:
-        table.add_row("barrier", f"{with_prefix(barrier.seconds.median, 's')} for {count_threads(barrier.threads)}")
-    for page in profile.pages:
-        table.add_row(
-            f"{page.kind} pages",
-            f"{with_prefix(page.seconds_per_page.median, 's')} a page, {show(page.bytes_per_second.median, 'B/s')}",
-        )
-    for storage in profile.storage:
-        how = storage.method if storage.cache_bypassed else f"{storage.method}; maybe from the page cache"
-        table.add_row("storage", f"{show(storage.bytes_per_second.median, 'B/s')} ({how})")
-    for energy in profile.energy:
-        each = "" if energy.tokens_per_joule is None else f", {three_digits(energy.tokens_per_joule)} tokens/J"
-        table.add_row(
-            f"energy, {energy.stage}", f"{three_digits(energy.watts)} W of the {energy.scope}{each} ({energy.source})"
-        )
+    for name, text in list_machine(profile):
+        table.add_row(name, text)
     return table
 
 

@@ -37,6 +37,7 @@ OperationKind = Literal[
     "python",  # everything else between two tokens
 ]
 NoteKind = Literal[
+    "emulated",  # another computer interprets the device's instructions: no figure is the device's
     "throttled",  # the system says that it lowers the clock, or the clock fell while the chip was hot
     "low_voltage",  # the power supply is too weak
     "hot",  # near the temperature at which it throttles

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from edgeawq.profiling.schema import Measurement, ModelProfile, OperationPoint, PhasePoint
+from edgeawq.profiling.schema import Measurement, ModelProfile, OperationPoint, PhasePoint, Profile
 
 Severity = Literal["good", "hint", "warning"]
 
 CLEAR = 0.03  # a difference in speed that counts
 LINEARS = ("qkv", "o", "gate_up", "down", "head")
-DISTURBING = ("throttled", "low_voltage", "busy", "stolen", "swap")
+DISTURBING = ("throttled", "low_voltage", "busy", "stolen", "swap", "emulated")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,18 @@ def describe_slowest(phase: PhasePoint) -> str:
 def count_threads(threads: int) -> str:
     """ "1 thread", "2 threads"."""
     return "1 thread" if threads == 1 else f"{threads} threads"
+
+
+def is_emulated(profile: Profile) -> bool:
+    """Whether the device's instructions were interpreted by another computer, whose speed the figures are then."""
+    return any(note.kind == "emulated" for note in profile.notes)
+
+
+def describe_board(profile: Profile) -> str:
+    """The board or CPU, and what it is not."""
+    device = profile.device
+    kinds = [("emulated", is_emulated(profile)), ("a virtual machine", device.virtual_machine)]
+    return ", ".join([device.model, *(name for name, applies in kinds if applies)])
 
 
 def over(amount: float, whole: float) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from edgeawq.profiling.schema import Profile
-from edgeawq.profiling.verdict_parts import Verdict
+from edgeawq.profiling.verdict_parts import Verdict, is_emulated
 from edgeawq.profiling.verdicts_machine import (
     judge_cold_start,
     judge_disturbance,
@@ -47,7 +47,9 @@ FINDERS: tuple[Callable[[Profile], Iterable[Verdict]], ...] = (
 
 
 def find_verdicts(profile: Profile) -> tuple[Verdict, ...]:
-    """Everything worth saying, warnings first."""
+    """Everything worth saying, warnings first. An emulated device's figures allow no advice: only that is said."""
     found = [verdict for finder in FINDERS for verdict in finder(profile)]
+    if is_emulated(profile):
+        return tuple(verdict for verdict in found if verdict.kind == "emulated")
     order = ("warning", "hint", "good")
     return tuple(sorted(found, key=lambda verdict: order.index(verdict.severity)))

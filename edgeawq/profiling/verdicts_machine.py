@@ -19,8 +19,12 @@ MAX_STAGES = 3  # named one by one
 
 def judge_disturbance(profile: Profile) -> Iterable[Verdict]:
     """Throttling, a weak power supply, a busy machine: from the notes and the samples."""
+    emulators = tuple(dict.fromkeys(note.text for note in profile.notes if note.kind == "emulated"))
+    if emulators:
+        text = "This device is emulated: the figures are of the computer that emulates it, not of a board"
+        yield Verdict("emulated", "warning", text, emulators)
     found = list(dict.fromkeys(note.kind for note in profile.notes if note.kind in DISTURBING))
-    if found:
+    if found and not emulators:
         yield Verdict(
             "disturbed",
             "warning",
@@ -61,10 +65,12 @@ def judge_saturation(profile: Profile) -> Iterable[Verdict]:
     best, most = max(by_threads.values()), max(by_threads)
     enough = min(threads for threads, rate in by_threads.items() if rate >= SATURATED * best)
     if enough < most:
+        reach = "reaches" if enough == 1 else "reach"
+        share = 100 * over(by_threads[enough], best)
         yield Verdict(
             "memory-saturated",
             "hint",
-            f"{enough} of {most} threads reach {100 * over(by_threads[enough], best):.0f} % of the memory's bandwidth",
+            f"{enough} of {most} threads {reach} {share:.0f} % of the memory's bandwidth",
             tuple(f"{count_threads(threads)}: {rate / 1e9:.3g} GB/s" for threads, rate in sorted(by_threads.items())),
         )
 

@@ -121,10 +121,11 @@ def judge_threads(profile: Profile) -> Iterable[Verdict]:
         return
     enough = _fewest_as_fast(points, best)
     if enough is not None and enough.threads < most.threads:
+        decode = "decodes" if enough.threads == 1 else "decode"
         yield Verdict(
             "fewer-threads-enough",
             "hint",
-            f"{count_threads(enough.threads)} decode as fast as {most.threads}: the others can stay free",
+            f"{count_threads(enough.threads)} {decode} as fast as {most.threads}: the others can stay free",
             evidence,
         )
 

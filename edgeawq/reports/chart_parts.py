@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from edgeawq.reports.page import Spec
 
 HEIGHT = 280
+NAME_PIXELS = 95  # room for a layer's name in a legend
 # The smallest share that a logarithmic axis has to show.
 FLOOR = 1e-9
 

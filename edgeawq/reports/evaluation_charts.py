@@ -10,6 +10,7 @@ from edgeawq.quantize.scores import Divergence
 from edgeawq.reports.chart_parts import (
     FLOOR,
     HEIGHT,
+    NAME_PIXELS,
     Points,
     list_tooltip,
     make_bits_axis,
@@ -20,6 +21,7 @@ from edgeawq.reports.chart_parts import (
 )
 from edgeawq.reports.page import Chart, Spec
 
+BAR_HEIGHT = 38
 POINT_MARK: Spec = {"type": "point", "filled": True, "size": 110, "opacity": 0.95}
 
 
@@ -44,7 +46,9 @@ def make_size_chart(comparison: Comparison, names: list[str]) -> Chart | None:
     if not points:
         return None
     values = [float(str(point["perplexity"])) for point in points]
-    scale = {"type": "log" if max(values) > 4 * min(values) else "linear", "zero": False, "nice": True, "padding": 14}
+    scale: Spec = {"type": "log", "padding": 14}
+    if max(values) <= 4 * min(values):
+        scale = {"zero": False, "padding": 14}
     y = {"field": "perplexity", "type": "quantitative", "title": "perplexity", "scale": scale, "axis": {"tickCount": 5}}
     encoding = {
         "x": make_bits_axis(points),
@@ -149,7 +153,7 @@ def make_agreement_chart(comparison: Comparison, names: list[str]) -> Chart | No
             "type": "quantitative",
             "title": "same likeliest token",
             "axis": {"format": ".0%", "values": [0, 0.25, 0.5, 0.75, 1]},
-            "scale": {"domain": [0, 1.12], "nice": False},
+            "scale": {"domain": [0, 1.35], "nice": False},
         },
         "tooltip": list_tooltip(["model"], agreement=("agreement", ".2%")),
     }
@@ -164,7 +168,7 @@ def make_agreement_chart(comparison: Comparison, names: list[str]) -> Chart | No
     return Chart(
         "Agreement with the float model",
         "How often both would write the same next token.",
-        {"width": "container", "height": {"step": 38}, "data": {"values": points}, "layer": [bars, labels]},
+        {"width": "container", "height": BAR_HEIGHT * len(points), "data": {"values": points}, "layer": [bars, labels]},
         # A few bars beside a tall chart would leave most of their frame empty.
         is_wide=True,
     )
@@ -185,7 +189,8 @@ def make_histogram_chart(title: str, text: str, histograms: dict[str, Histogram]
     encoding = {
         "x": {"field": "value", "type": "quantitative", "title": axis},
         "y": make_log_axis("count", unit, format=".1~s"),
-        "color": make_colour("name", legend={"symbolType": "stroke", "columns": 4}),
+        "color": make_colour("name", legend={"symbolType": "stroke"}),
         "tooltip": list_tooltip(["name"], value=(axis, ".3~f"), count=(unit, ",d")),
     }
-    return Chart(title, f"{text} The outermost steps count all that lies beyond.", make_chart(points, mark, encoding))
+    text += " The outermost steps count all that lies beyond."
+    return Chart(title, text, make_chart(points, mark, encoding), label_pixels=NAME_PIXELS)

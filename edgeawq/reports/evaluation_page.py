@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import edgeawq
 from edgeawq.quantize.comparison import Comparison, shorten_names
 from edgeawq.reports.evaluation_charts import (
@@ -11,45 +13,54 @@ from edgeawq.reports.evaluation_charts import (
     make_percentile_chart,
     make_size_chart,
 )
-from edgeawq.reports.evaluation_tables import make_score_grid, make_task_grids
+from edgeawq.reports.evaluation_tables import make_score_table, make_task_tables
 from edgeawq.reports.layer_charts import make_block_chart, make_drift_chart, make_layer_chart
-from edgeawq.reports.page import Page
+from edgeawq.reports.page import Chart, Columns, Page, Part, Section
 
 
 def make_evaluation_page(comparison: Comparison) -> Page:
     """Everything that was measured, as tables and charts."""
     names = shorten_names([result.name for result in comparison.results])
-    charts = [make_size_chart(comparison, names), make_divergence_chart(comparison, names)]
-    charts += [make_percentile_chart(comparison, names), make_agreement_chart(comparison, names)]
     compared = [(name, result) for name, result in zip(names, comparison.results, strict=True) if result.blocks]
+    predictions = [make_size_chart(comparison, names), make_divergence_chart(comparison, names)]
+    predictions += [make_percentile_chart(comparison, names), make_agreement_chart(comparison, names)]
+    sections = [Section("Scores", [make_score_table(comparison, names), *make_task_tables(comparison, names)])]
+    sections += list_section("Predictions", predictions)
     if compared:
-        charts += [make_layer_chart(compared), make_block_chart(compared), make_drift_chart(compared)]
-    if comparison.histograms is not None:
-        charts += [
-            make_histogram_chart(
-                "Weights of the float model",
-                "Weights in units of their layer's root mean square. Long tails stretch a group's range, and so its "
-                "rounding error.",
-                comparison.histograms.weights,
-                "weight / root mean square",
-                "weights",
-            ),
-            make_histogram_chart(
-                "Activations of the float model",
-                "Mean size of every input channel against its layer's median channel. The few channels far to the "
-                "right are those that AWQ protects.",
-                comparison.histograms.channels,
-                "mean |x| / median, in powers of two",
-                "channels",
-            ),
-        ]
-    return Page(
-        title=f"Models on {comparison.text}",
-        lead=describe(comparison),
-        grids=[make_score_grid(comparison, names), *make_task_grids(comparison, names)],
-        charts=[chart for chart in charts if chart is not None],
-        notes=make_notes(comparison, names),
-    )
+        inside = [make_layer_chart(compared), make_block_chart(compared), make_drift_chart(compared)]
+        sections += list_section("Inside the model", inside)
+    sections += list_section("The float model's own values", make_value_charts(comparison))
+    return Page(f"Models on {comparison.text}", describe(comparison), sections, make_notes(comparison, names))
+
+
+def list_section(title: str, charts: Sequence[Chart | None]) -> list[Section]:
+    """A section of the charts that there are; none without any."""
+    parts: list[Part] = [chart for chart in charts if chart is not None]
+    return [Section(title, [Columns(parts)])] if parts else []
+
+
+def make_value_charts(comparison: Comparison) -> list[Chart | None]:
+    """How weights and activations are distributed, where that was looked at."""
+    if comparison.histograms is None:
+        return []
+    return [
+        make_histogram_chart(
+            "Weights",
+            "Weights in units of their layer's root mean square. Long tails stretch a group's range, and so its "
+            "rounding error.",
+            comparison.histograms.weights,
+            "weight / root mean square",
+            "weights",
+        ),
+        make_histogram_chart(
+            "Activations",
+            "Mean size of every input channel against its layer's median channel. The few channels far to the "
+            "right are those that AWQ protects.",
+            comparison.histograms.channels,
+            "mean |x| / median, in powers of two",
+            "channels",
+        ),
+    ]
 
 
 def describe(comparison: Comparison) -> list[str]:

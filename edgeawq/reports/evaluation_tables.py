@@ -6,12 +6,12 @@ import math
 
 from edgeawq.quantize.comparison import Comparison
 from edgeawq.quantize.scores import Divergence, ModelScore
-from edgeawq.reports.page import Grid
+from edgeawq.reports.page import Table
 
 NOTHING = "–"
 
 
-def make_score_grid(comparison: Comparison, names: list[str]) -> Grid:
+def make_score_table(comparison: Comparison, names: list[str]) -> Table:
     """One row a model."""
     columns = ["model", "bits / weight", "MB", "perplexity", "change", "KL mean", "KL 99 %", "top-1"]
     rows = []
@@ -28,7 +28,7 @@ def make_score_grid(comparison: Comparison, names: list[str]) -> Grid:
             ]
         )
     marked = frozenset(number for number, result in enumerate(comparison.results) if result.is_reference)
-    return Grid(columns, rows, marked)
+    return Table(columns, rows, marked=marked)
 
 
 def show_change(score: ModelScore) -> str:
@@ -56,7 +56,7 @@ def show_perplexity(perplexity: float, error: float) -> str:
     return f"{perplexity:.3f} ± {error:.2f}"
 
 
-def make_task_grids(comparison: Comparison, names: list[str]) -> list[Grid]:
+def make_task_tables(comparison: Comparison, names: list[str]) -> list[Table]:
     """Accuracies, where tasks were asked."""
     tasks = list(dict.fromkeys(task for result in comparison.results for task in result.tasks))
     if not tasks:
@@ -69,4 +69,4 @@ def make_task_grids(comparison: Comparison, names: list[str]) -> list[Grid]:
             error = f" ± {100 * score.standard_error:.1f}" if score and score.standard_error is not None else ""
             cells.append(f"{100 * score.accuracy:.1f} %{error}" if score else NOTHING)
         rows.append([name, *cells])
-    return [Grid(["accuracy", *tasks], rows)]
+    return [Table(["accuracy", *tasks], rows)]

@@ -9,6 +9,7 @@ from edgeawq.quantize.layer_errors import BlockErrors
 from edgeawq.reports.chart_parts import (
     FLOOR,
     HEIGHT,
+    NAME_PIXELS,
     Points,
     list_tooltip,
     make_block_axis,
@@ -45,7 +46,7 @@ def make_layer_chart(compared: Compared) -> Chart:
     encoding = {
         "x": make_block_axis(),
         "y": make_log_axis("error", "error, %"),
-        "color": make_colour("layer", legend={"columns": 7, "symbolType": "stroke"}),
+        "color": make_colour("layer", legend={"symbolType": "stroke"}),
         "tooltip": list_tooltip(["layer", "block"], error=("error, %", ".3~g")),
     }
     return Chart(
@@ -60,6 +61,7 @@ def make_layer_chart(compared: Compared) -> Chart:
             transform=[{"filter": "datum.model == chosen"}],
         ),
         is_wide=True,
+        label_pixels=NAME_PIXELS,
     )
 
 

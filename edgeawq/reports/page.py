@@ -1,4 +1,4 @@
-"""One self-contained HTML page: text, tables and Vega-Lite charts, no network, light and dark.
+"""What a page says: sections of findings, facts, tables and charts. `edgeawq.reports.render` makes it one HTML file.
 
 The charts are Vega-Lite specifications, which are data. What draws them is 0.9 MB of JavaScript that `vl-convert`
 carries (Vega, Vega-Lite and vega-embed, written into the page); Bokeh would be 1.3 MB and Plotly 4.8 MB.
@@ -6,50 +6,105 @@ carries (Vega, Vega-Lite and vega-embed, written into the page); Bokeh would be 
 
 from __future__ import annotations
 
-import html
 import importlib.util
-import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
+from typing import Any, Literal
 
 from edgeawq.errors import MissingExtraError, UsageError
+from edgeawq.reports.style import LABEL_PIXELS
 
-Spec = Mapping[str, object]
-
-VEGA_LITE = "6.1"
-SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name, not an address that is fetched
+Spec = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A Vega-Lite specification with a heading and a sentence on how to read it."""
+class Cell:
+    """A figure that has become better or worse."""
 
-    title: str
     text: str
-    spec: Spec
-    is_wide: bool = False  # takes the page's whole width
+    kind: Literal["better", "worse"]
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A table; the first column is text, the others are numbers as they shall be shown."""
+class Table:
+    """A table of plain texts. texts: the columns that stand on the left; the others are numbers, on the right."""
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Cell]]
+    texts: Sequence[int] = (0,)
     marked: frozenset[int] = frozenset()  # rows set apart
 
 
 @dataclass(frozen=True)
+class Chart:
+    """A Vega-Lite specification with a heading and a sentence on how to read it; its figures fold away below it."""
+
+    title: str
+    text: str
+    spec: Spec
+    table: Table | None = None
+    is_wide: bool = False  # takes the whole width among columns
+    label_pixels: int = LABEL_PIXELS  # room for a name in its legend, for as many columns of names as fit
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence with the figures behind it."""
+
+    kind: Literal["warning", "hint", "good"]
+    text: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the figures mean, the most important first."""
+
+    items: Sequence[Finding]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and what stands for them."""
+
+    pairs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Two beside each other where the screen is wide enough."""
+
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Below each other, as one of the columns."""
+
+    parts: Sequence[Part]
+
+
+Part = str | Table | Chart | Findings | Facts | Columns | Stack  # a text is a paragraph
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True)
 class Page:
-    """What a page says."""
+    """Everything. Every text in it is text: what looks like markup is shown as it is."""
 
     title: str
     lead: Sequence[str]
-    grids: Sequence[Grid]
-    charts: Sequence[Chart]
+    sections: Sequence[Section]
     notes: Sequence[str] = ()
 
 
@@ -63,66 +118,21 @@ def check_page(path: Path) -> None:
 
 def write_page(path: Path, page: Page) -> None:
     """Write a page, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    from edgeawq.reports.render import render_page
+
+    check_page(path)
+    content = render_page(page)
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(render_page(page))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        handle, partial = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(partial, 0o644)
+            os.replace(partial, path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-def render_page(page: Page) -> str:
-    """The page as HTML."""
-    template = Template((Path(__file__).parent / "page.html").read_text(encoding="utf-8"))
-    specs = {f"chart{number}": {"$schema": SCHEMA, **chart.spec} for number, chart in enumerate(page.charts)}
-    return template.substitute(
-        title=html.escape(page.title),
-        lead="".join(f"<p>{html.escape(line)}</p>" for line in page.lead),
-        grids="".join(map(render_grid, page.grids)),
-        charts="".join(render_chart(f"chart{number}", chart) for number, chart in enumerate(page.charts)),
-        notes="".join(f"<li>{html.escape(note)}</li>" for note in page.notes),
-        # "<" inside strings would end the script; JSON may write it as an escape.
-        specs=json.dumps(specs, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c"),
-        bundle=load_bundle(),
-    )
-
-
-def render_grid(grid: Grid) -> str:
-    """A table that scrolls sideways where the screen is narrow."""
-    head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in grid.columns)
-    body = ""
-    for number, row in enumerate(grid.rows):
-        cells = f'<th scope="row">{html.escape(row[0])}</th>' + "".join(
-            f"<td>{html.escape(cell)}</td>" for cell in row[1:]
-        )
-        body += f"<tr{' class=marked' if number in grid.marked else ''}>{cells}</tr>"
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def render_chart(identifier: str, chart: Chart) -> str:
-    """A figure whose drawing comes later."""
-    wide = " wide" if chart.is_wide else ""
-    return (
-        f'<figure class="chart{wide}"><h2>{html.escape(chart.title)}</h2><figcaption>{html.escape(chart.text)}'
-        f'</figcaption><div class="plot" id="{identifier}" role="img" aria-label="{html.escape(chart.title)}"></div>'
-        "</figure>"
-    )
-
-
-def load_bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script that sets `vegaEmbed`."""
-    import vl_convert
-
-    bundle = str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE))
-    return bundle.replace("</script", "<\\/script")
-
-
-def check_spec(spec: Spec) -> None:
-    """Raise ValueError for a specification that Vega-Lite does not compile; for tests."""
-    import vl_convert
-
-    vl_convert.vegalite_to_vega({"$schema": SCHEMA, **spec}, vl_version=VEGA_LITE)
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}", remedy="choose another file") from None

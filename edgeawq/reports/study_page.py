@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import edgeawq
 from edgeawq.quantize.study import Study, show_value
-from edgeawq.reports.page import Chart, Grid, Page, Spec
+from edgeawq.reports.page import Chart, Page, Section, Spec, Table
 
 HEIGHT = 340
 
 
 def make_study_page(studies: list[Study]) -> Page:
     """Tables, and a chart for each study."""
+    title = studies[0].title if len(studies) == 1 else f"Study: {studies[0].name}"
     return Page(
-        title=studies[0].title if len(studies) == 1 else f"Study: {studies[0].name}",
+        title=title,
         lead=list(dict.fromkeys(study.setting for study in studies)),
-        grids=[make_grid(study) for study in studies],
-        charts=[make_chart(study) for study in studies],
+        sections=[
+            Section("Figures" if len(studies) == 1 else study.title, [make_table(study), make_chart(study)])
+            for study in studies
+        ],
         notes=[f"Made by edgeawq {edgeawq.__version__}."],
     )
 
 
-def make_grid(study: Study) -> Grid:
+def make_table(study: Study) -> Table:
     """The table as it is in the terminal."""
     rows = [[show_value(row.get(column.key), column.form) for column in study.columns] for row in study.rows]
-    return Grid([column.title for column in study.columns], rows)
+    return Table([column.title for column in study.columns], rows)
 
 
 def make_chart(study: Study) -> Chart:
@@ -36,11 +39,11 @@ def make_chart(study: Study) -> Chart:
     is_steep = bool(heights) and min(heights) > 0 and max(heights) > 4 * min(heights)
     y: dict[str, object] = {"field": plot.y, "type": "quantitative", "title": titles[plot.y], "axis": {"tickCount": 5}}
     if is_number:
-        y["scale"] = {"type": "log" if is_steep else "linear", "zero": False, "nice": True}
+        y["scale"] = {"type": "log"} if is_steep else {"zero": False}
     x: dict[str, object] = {"field": plot.x, "title": titles[plot.x]}
     x |= {"type": "quantitative"} if is_number else {"type": "nominal", "sort": None, "axis": {"labelAngle": 0}}
     if is_number:
-        x["scale"] = {"type": "log" if plot.is_x_log else "linear", "zero": False, "nice": not plot.is_x_log}
+        x["scale"] = {"type": "log", "nice": False} if plot.is_x_log else {"zero": False}
         if plot.is_x_log:
             x["axis"] = {"values": sorted({float(str(row[plot.x])) for row in values}), "format": "~s"}
     encoding: dict[str, object] = {
@@ -67,7 +70,6 @@ def make_chart(study: Study) -> Chart:
         ]
     return Chart(
         f"{titles[plot.y].capitalize()} against {titles[plot.x]}",
-        study.title,
+        "",
         {"width": "container", "height": HEIGHT, "layer": layers},
-        is_wide=True,
     )

@@ -11,6 +11,7 @@ from edgeawq.cli.study import command
 from edgeawq.cli.study_table import make_bars
 from edgeawq.errors import EdgeawqError, UsageError
 from tests.quantize.runs import SHAPE, write_text
+from tests.reports.specs import read_specs
 from tests.tiny_models import make_tiny_awq_checkpoint, make_tiny_hf_checkpoint
 
 QUICK = ("--group-size", "32", "--tokens", "256", "--chunk", "128", "--threads", "2")
@@ -90,7 +91,7 @@ def test_calibration_studies(model: Path, texts: Path) -> None:
 def test_pages(model: Path, texts: Path, tmp_path: Path) -> None:
     pytest.importorskip("vl_convert")
     from edgeawq.quantize.study import Column, Plot, Study
-    from edgeawq.reports.page import check_spec
+    from edgeawq.reports.render import check_spec, render_page
     from edgeawq.reports.study_page import make_study_page
 
     page = tmp_path / "page.html"
@@ -103,8 +104,8 @@ def test_pages(model: Path, texts: Path, tmp_path: Path) -> None:
     for x, is_log in (("words", False), (512, True), (2, False)):
         rows: tuple[dict[str, Any], ...] = ({"x": x, "y": 1.0, "s": "a"}, {"x": x, "y": 1e3, "s": "b"}, {"x": x})
         study = Study("n", "t", "how", columns, rows, Plot("x", "y", "s", is_log), baseline=0.5)
-        for chart in make_study_page([study]).charts:
-            check_spec(chart.spec)
+        for spec in read_specs(render_page(make_study_page([study]))).values():
+            check_spec(spec)
 
 
 BAD = [

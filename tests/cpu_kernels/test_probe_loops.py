@@ -100,8 +100,8 @@ def test_int8_nibbles_are_multiplied_each_time(probe: tuple[str, str]) -> None:
     isa, assembly = probe
     bytes_of_round = 4 * LANES[isa]
     if isa in ("avx2", "neon"):
-        name, pattern = "four_rows" if isa == "avx2" else "two_rows", r"vpmaddubsw|sm(ul|la)l2?\b"
-        loop = main_loop(assembly, f"_make_chained_nibbles\\w*{name}", pattern)
+        pattern = r"vpmaddubsw|sm(ul|la)l2?\b"
+        loop = main_loop(assembly, "_make_chained_nibbles\\w*chains", pattern)
         products = loop.count(pattern) * (32 if isa == "avx2" else 8)
         assert products % (words.ROUND_REGISTERS * bytes_of_round * ROWS[isa]) == 0
     elif isa in MATRICES:

@@ -1,12 +1,8 @@
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,36 +11,15 @@ from edgeawq.profiling.ceilings import list_expectations
 from edgeawq.profiling.chart_roofline import FLOAT16, MEASURED, PRESENT, list_points
 from edgeawq.profiling.report_html import MAX_PROFILES, make_page
 from edgeawq.profiling.schema import Note, Profile
-from tests.profiling.chromium import Visit, find_chromium, visit
+from edgeawq.reports.page import write_page
+from tests.browser import Browser, check_readable
 from tests.profiling.example import make_profile
 
 pytest.importorskip("vl_convert", reason="the charts' library is not installed: pip install 'edgeawq[report]'")
-needs_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium: apt-get install chromium")
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-# Contrast of every text of a chart and of the page against what is behind it (WCAG: 4.5 for small text).
-CONTRAST = """
-const luminance = (color) => {
-  const parts = color.match(/[\\d.]+/g).slice(0, 3).map((v) => { const c = v / 255;
-    return c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; });
-  return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
-};
-const wait = setInterval(() => {
-  if (!document.documentElement.dataset.ready) return;
-  clearInterval(wait);
-  let least = 99, checked = 0, wide = document.documentElement.scrollWidth - innerWidth;
-  for (const node of document.querySelectorAll("h1, h2, p, li, dd, dt, figcaption, summary, .chart svg text")) {
-    if (!node.textContent.trim()) continue;
-    const style = getComputedStyle(node);
-    const panel = node.closest("figure") || document.body;
-    const back = luminance(getComputedStyle(panel).backgroundColor);
-    const front = luminance(node instanceof SVGElement ? style.fill : style.color);
-    least = Math.min(least, (Math.max(back, front) + 0.05) / (Math.min(back, front) + 0.05));
-    checked += 1;
-  }
-  document.documentElement.dataset.probe = JSON.stringify({least, checked, wide});
-}, 50);
-"""
+# The symbols that are drawn in a layer of a chart; those that are filtered out are not.
+COUNT_MARKS = "document.querySelectorAll('#chart-0 .mark-symbol.{}_marks path').length"
 
 
 class Checker(HTMLParser):
@@ -76,7 +51,7 @@ def disturbed() -> Profile:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(make_page([disturbed()]), encoding="utf-8")
+    write_page(path, make_page([disturbed()]))
     return path
 
 
@@ -84,15 +59,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pair") / "pair.html"
     other = make_profile(name="other", decode_scale=1.3, created="2026-02-01T00:00:00Z")
-    path.write_text(make_page([make_profile(), other, make_profile(name="bare", model=False)]), encoding="utf-8")
+    write_page(path, make_page([make_profile(), other, make_profile(name="bare", model=False)]))
     return path
-
-
-def probe(seen: Visit) -> Mapping[str, Any]:
-    found = re.search(r'data-probe="([^"]*)"', seen.document)
-    assert found is not None
-    value: Mapping[str, Any] = json.loads(found[1].replace("&quot;", '"'))
-    return value
 
 
 def test_the_page_is_whole_and_needs_no_network(page: Path) -> None:
@@ -110,43 +78,47 @@ def test_what_a_profile_says_is_text_and_no_markup(page: Path) -> None:
     assert "<script>alert" not in text
 
 
-@needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True])
-def test_in_a_browser_it_is_silent_and_readable(page: Path, tmp_path: Path, width: int, dark: bool) -> None:
-    seen = visit(page, tmp_path / "browser", width=width, dark=dark, script=CONTRAST)
-    assert seen.console == ()
-    result = probe(seen)
-    assert result["checked"] > 100
-    assert result["least"] >= 4.5
-    assert result["wide"] <= 0  # nothing sticks out sideways
+def test_in_a_browser_it_is_silent_and_readable(browser: Browser, page: Path, width: int, dark: bool) -> None:
+    browser.open(page, width=width, dark=dark)
+    check_readable(browser, least_texts=200)
+    assert browser.evaluate("document.documentElement.dataset.drawn") == "10"
 
 
-@needs_browser
-def test_every_point_of_the_roofline_is_there(page: Path, tmp_path: Path) -> None:
-    seen = visit(page, tmp_path / "browser")
-    assert 'data-ready="10"' in seen.document
-    roofline = seen.document.partition('id="chart-0"')[2].partition('id="chart-1"')[0]
-    decode = [point for point in list_points(make_profile()) if point["phase"] == "decode"]
-    for layer, count in (("measured", 6), ("at_the_roof", 10)):
-        assert sum((point["form"] == MEASURED) == (layer == "measured") for point in decode) == count
-        marks = re.search(rf'class="[^"]*mark-symbol[^"]*{layer}_marks[^"]*".*?</g>', roofline, re.DOTALL)
-        assert marks is not None
-        drawn = re.findall(r'<path [^>]*aria-label[^>]* d="(M[^"]+)"|<path [^>]* d="(M[^"]+)"', marks[0])
-        assert len(drawn) == count
+def test_dark_is_dark_and_paper_is_light(browser: Browser, page: Path) -> None:
+    colors = []
+    for media in ("screen", "print"):
+        browser.open(page, dark=True, media=media)
+        check_readable(browser, least_texts=200)
+        colors.append(browser.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert colors == ["rgb(20, 23, 28)", "rgb(255, 255, 255)"]
+
+
+def test_every_point_of_the_roofline_is_there(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    points = list_points(make_profile())
+    for stage, phases in (("decode", {"decode"}), ("prefill", {"prefill"}), ("both", {"decode", "prefill"})):
+        if stage != "decode":
+            browser.evaluate(
+                f"{{ const menu = document.querySelector('#chart-0 select'); menu.value = '{stage}';"
+                " menu.dispatchEvent(new Event('change')) }"
+            )
+        for layer, is_measured in (("measured", True), ("at_the_roof", False)):
+            wanted = [p for p in points if p["phase"] in phases and (p["form"] == MEASURED) == is_measured]
+            browser.wait_for(f"{COUNT_MARKS.format(layer)} == {len(wanted)}")
+    text = browser.text
     for word in ("operations per byte", "qkv", "gate_up", "DRAM 12 GB/s", "int8_nibbles 500 Gop/s", FLOAT16, PRESENT):
-        assert word in seen.texts
+        assert word in text
     for word in ("Thermal throttling from second 40", "milliseconds a token", "16 KiB", "seconds to the first token"):
-        assert word in seen.texts
+        assert word in text
 
 
-@needs_browser
-def test_several_profiles_stand_side_by_side(pair: Path, tmp_path: Path) -> None:
-    seen = visit(pair, tmp_path / "browser", width=390, script=CONTRAST)
-    assert seen.console == ()
-    assert "5 regressions against" in seen.texts
-    assert "bare 2026-01-31T12:00: Memory and machine" in seen.texts
-    assert probe(seen)["wide"] <= 0
+def test_several_profiles_stand_side_by_side(browser: Browser, pair: Path) -> None:
+    browser.open(pair, width=390)
+    check_readable(browser, least_texts=200)
+    assert "5 regressions against" in browser.text
+    assert "bare 2026-01-31T12:00: Memory and machine" in browser.text
 
 
 def test_too_many_profiles_are_refused() -> None:

@@ -26,6 +26,10 @@ def noted(kind: str) -> Profile:
     return replace(make_profile(), notes=(Note(kind, "decode", 40.4, "the clock fell to 1.5 GHz"),))  # type: ignore[arg-type]
 
 
+def test_no_advice_follows_from_the_figures_of_an_emulated_device() -> None:
+    assert kinds(noted("emulated")) == {"emulated"}
+
+
 def with_threads(*speeds: tuple[int, float], width: float = 0.02) -> Profile:
     points = tuple(SpeedPoint(64, n, spread(speed, width)) for n, speed in speeds)
     return with_model(make_profile(), decode_by_threads=points)
@@ -105,6 +109,8 @@ def with_memory(memory_bytes: int) -> Profile:
 
 CASES: list[tuple[str, Callable[[], Profile], Callable[[], Profile]]] = [
     ("disturbed", lambda: noted("busy"), lambda: noted("unsteady")),
+    ("disturbed", lambda: noted("busy"), lambda: noted("emulated")),
+    ("emulated", lambda: noted("emulated"), lambda: noted("busy")),
     ("throttled", lambda: noted("throttled"), make_profile),
     ("low_voltage", lambda: noted("low_voltage"), make_profile),
     ("busy", lambda: noted("busy"), lambda: noted("stolen")),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +17,11 @@ pytest.importorskip("vl_convert")
 
 from edgeawq.reports.evaluation_page import make_evaluation_page  # noqa: E402
 from edgeawq.reports.layer_charts import average_kinds  # noqa: E402
-from edgeawq.reports.page import check_spec, render_page, write_page  # noqa: E402
-from tests.quantize.runs import LINEARS
+from edgeawq.reports.page import Chart, Columns, Page, write_page  # noqa: E402
+from edgeawq.reports.render import check_spec, render_page  # noqa: E402
+from tests.browser import Browser, check_readable  # noqa: E402
+from tests.quantize.runs import LINEARS  # noqa: E402
+from tests.reports.specs import read_specs  # noqa: E402
 
 
 def make_result(name: str, perplexity: float, bits: float, blocks: int = 2) -> ModelResult:
@@ -57,10 +59,10 @@ def make_comparison(*results: ModelResult) -> Comparison:
     ],
 )
 def test_every_chart_compiles(results: tuple[ModelResult, ...]) -> None:
-    page = make_evaluation_page(make_comparison(*results))
-    assert page.charts
-    for chart in page.charts:
-        check_spec(chart.spec)
+    specs = read_specs(render_page(make_evaluation_page(make_comparison(*results))))
+    assert len(specs) >= 2
+    for spec in specs.values():
+        check_spec(spec)
 
 
 def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
@@ -74,12 +76,22 @@ def test_the_page_is_whole_and_fetches_nothing(tmp_path: Path) -> None:
     assert "http" not in outside.replace("http-equiv", "")
     assert "default-src 'none'" in outside
     assert not re.search(r"<(?:link|img|iframe)|@import|url\(", outside)
-    assert content.count("</script>") == content.count("<script") == 3
+    assert content.count("</script>") == content.count("<script") == 4
     assert "&lt;one&gt;" in outside and "<one>" not in outside
-    specs = re.search(r'id="specs">(.*?)</script>', content, flags=re.DOTALL)
-    assert specs is not None
-    assert len(json.loads(specs[1])) == len(page.charts)
+    assert len(read_specs(content)) == content.count('<div class="plot"') == 7
     assert len(content) < 1_500_000
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+def test_in_a_browser_it_is_silent_and_readable(browser: Browser, tmp_path: Path, width: int, dark: bool) -> None:
+    comparison = make_comparison(
+        make_result("a/one", 17.0, 4.3), make_result("b/a-rather-long-name-of-a-model", 1e9, 2.3)
+    )
+    write_page(tmp_path / "page.html", make_evaluation_page(comparison))
+    browser.open(tmp_path / "page.html", width=width, dark=dark)
+    check_readable(browser, least_texts=100)
+    assert browser.evaluate("document.documentElement.dataset.drawn") == "9"
+    assert "Error by layer" in browser.text
 
 
 def test_tasks_and_remarks_are_shown() -> None:
@@ -103,11 +115,15 @@ def test_names_are_short_where_they_differ() -> None:
     assert shorten_names(["a/one", "b/one"]) == ["a/one", "b/one"]
 
 
+def list_titles(page: Page) -> set[str]:
+    groups = [part for section in page.sections for part in section.parts if isinstance(part, Columns)]
+    return {part.title for group in groups for part in group.parts if isinstance(part, Chart)}
+
+
 def test_a_chart_that_would_hold_one_point_is_left_out() -> None:
     one, two = make_result("a/one", 17.0, 4.3), make_result("b/two", 18.0, 3.3)
     comparative = {"Divergence against size", "Agreement with the float model"}
-    titles = [{chart.title for chart in make_evaluation_page(make_comparison(*results)).charts} for results in
-              ((one,), (one, two))]  # fmt: skip
+    titles = [list_titles(make_evaluation_page(make_comparison(*results))) for results in ((one,), (one, two))]
     assert not titles[0] & comparative
     assert titles[1] - titles[0] == comparative
 

@@ -127,6 +127,9 @@ class Watch:
         return min(max(others / total, 0.0), 1.0), min(max((time_now.stolen - before.stolen) / total, 0.0), 1.0)
 
     def _note_start(self) -> None:
+        emulator = system.find_emulator(self._root)
+        if emulator is not None:
+            self.note("emulated", "", f"its programs are interpreted by {emulator}")
         governor = system.read_text(self._root, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
         if governor == "powersave" and not system.list_entries(self._root, "sys/devices/system/cpu", "intel_pstate"):
             self.note("clock", "", "the clock's governor is powersave: the CPU stays at its lowest clock")

@@ -81,6 +81,18 @@ def describe_device(name: str, isa: str, root: Path = ROOT) -> DeviceFacts:
     )
 
 
+def find_emulator(root: Path = ROOT) -> str | None:
+    """The name of the program that interprets this process's instructions, such as qemu-aarch64; None for a real CPU.
+
+    qemu shows its programs themselves at /proc/self/exe, but not by this other way to the same link.
+    """
+    try:
+        name = Path(os.readlink(root / "proc/thread-self/exe")).name
+    except OSError:
+        return None
+    return clean(name).removesuffix("-static") if name.startswith("qemu-") else None
+
+
 def clean(text: str) -> str:
     """One printable line of at most 200 characters."""
     return "".join(letter if letter.isprintable() else " " for letter in text)[:200].strip()

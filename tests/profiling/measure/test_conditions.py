@@ -161,3 +161,13 @@ def test_older_boards_have_no_address_in_the_firmware_s_path(tmp_path: Path) -> 
     watch = make_watch(root)
     watch.sample("decode")
     assert kinds(watch) == ["throttled"]
+
+
+def test_an_emulated_machine_is_noted_at_the_start(tmp_path: Path) -> None:
+    process = machines.pi5(tmp_path) / "proc/thread-self"
+    process.mkdir()
+    for program, emulator in (("/usr/bin/python3.11", None), ("/usr/bin/qemu-aarch64-static", "qemu-aarch64")):
+        (process / "exe").unlink(missing_ok=True)
+        (process / "exe").symlink_to(program)
+        texts = [note.text for note in Watch(tmp_path).notes if note.kind == "emulated"]
+        assert texts == ([] if emulator is None else [f"its programs are interpreted by {emulator}"])

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,10 @@ from edgeawq.profiling.measure.phases import Surroundings, measure_decode, measu
 from edgeawq.profiling.measure.plan import Budget, Progress
 from edgeawq.profiling.measure.trace import TRACED, Tracer
 from edgeawq.profiling.measure.wire import read_probe, serve_profile
-from edgeawq.profiling.schema import Profile, dump_profile, parse_profile
+from edgeawq.profiling.schema import Note, Profile, dump_profile, parse_profile
 from edgeawq.runtime.engine import Engine, open_engine
 from tests.cpu_kernels.native_kernels import host_target
+from tests.profiling.example import make_profile
 from tests.profiling.measure import machines
 from tests.runtime.native_bundles import pack_for_host
 from tests.tiny_models import make_tiny_model
@@ -290,7 +292,12 @@ def test_a_push_can_measure_the_device_and_is_not_harmed_by_a_failure(
             self.notes.append(text)
 
     stored: list[object] = []
-    monkeypatch.setattr(profile_measure, "store", stored.append)
+
+    def store(profile: object) -> bool:
+        stored.append(profile)
+        return True
+
+    monkeypatch.setattr(profile_measure, "store", store)
     monkeypatch.setattr(profile_measure, "measure_device_named", lambda name, **more: (name, more["amount"]))
     link = _Link(Device(name="pi5", transport="local", root=str(tmp_path)), 0, Display())  # type: ignore[arg-type]
     link.measure(None)
@@ -302,6 +309,15 @@ def test_a_push_can_measure_the_device_and_is_not_harmed_by_a_failure(
     monkeypatch.setattr(profile_measure, "measure_device_named", fail)
     link.measure(None)
     assert len(stored) == 1 and "it went away" in Display.notes[0]
+
+
+def test_what_an_emulated_device_does_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from edgeawq.cli.profile_measure import store
+
+    monkeypatch.setenv("EDGEAWQ_CACHE", str(tmp_path / "cache"))
+    emulated = replace(make_profile(), notes=(Note("emulated", "", 0.0, "its programs are interpreted by qemu-arm"),))
+    assert not store(emulated) and not (tmp_path / "cache").exists()
+    assert store(make_profile()) and list((tmp_path / "cache").rglob("*.json"))
 
 
 def test_a_slow_device_reads_a_prompt_of_one_step(engine: Engine) -> None:
