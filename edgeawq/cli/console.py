@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 from edgeawq.errors import EdgeawqError
@@ -26,7 +29,33 @@ def get_error_console() -> Console:
 
 
 def print_error(error: EdgeawqError) -> None:
-    """Write a failure as two plain lines: what happened, and what to do next."""
-    print(f"edgeawq: {error.what}", file=sys.stderr)
+    """Write a failure to standard error: what happened, and what to do next. A pipe gets a line for each."""
+    width = _terminal_width()
+    print(wrap_words(f"edgeawq: {error.what}", width, ""), file=sys.stderr)
     if error.remedy:
-        print(f"  → {error.remedy}", file=sys.stderr)
+        print(wrap_words(f"  → {error.remedy}", width, "    "), file=sys.stderr)
+
+
+def wrap_words(text: str, width: int, indent: str) -> str:
+    """Break `text` between words, the further lines behind `indent`; width 0: not at all.
+
+    A command in backticks is not broken, so that it can be copied.
+    """
+    if not width:
+        return text
+    lines: list[str] = []
+    for paragraph in text.split("\n"):
+        # Not a space for textwrap, and as wide as one.
+        kept = re.sub(r"`[^`\n]*`", lambda command: command.group().replace(" ", "\0"), paragraph)
+        start = indent if lines else ""
+        lines += textwrap.wrap(
+            start + kept, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+    return "\n".join(lines).replace("\0", " ")
+
+
+def _terminal_width() -> int:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # not a terminal, or no file at all
+        return 0

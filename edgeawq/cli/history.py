@@ -23,8 +23,10 @@ def command(name: str, inventory: str | None, as_json: bool) -> None:
       edgeawq history pi4
     """
     from rich.table import Table
+    from rich.text import Text
 
     from edgeawq.cli.console import get_console
+    from edgeawq.cli.status import describe_model
     from edgeawq.deploy.connect import connect
     from edgeawq.deploy.inventory import load_inventory
     from edgeawq.deploy.releases import read_status
@@ -38,23 +40,28 @@ def command(name: str, inventory: str | None, as_json: bool) -> None:
         click.echo(json.dumps({key: value for key, value in status.to_json().items() if key in keys}))
         return
     releases = Table(box=None, pad_edge=False)
-    for title in ("release", "", "model", "size", "health", "checked"):
-        releases.add_column(title, overflow="fold", no_wrap=title == "release")
+    for title in ("release", "", "size", "health", "checked", "model"):
+        releases.add_column(title, overflow="fold", no_wrap=title != "model")
+    reasons: list[str] = []
     for entry in status.releases:
         mark = {status.current: "current", status.previous: "previous"}.get(entry["id"], "")
-        health = str(entry.get("damaged") or entry.get("reason") or entry.get("health", "-"))
-        model = f"{entry['name']} for {entry['profile']}" if "name" in entry else "-"
+        health = "damaged" if "damaged" in entry else str(entry.get("health", "-"))
+        reason = entry.get("damaged") or entry.get("reason")
+        if reason:
+            reasons.append(f"{entry['id']}: {reason}")
         size = format_bytes(entry["bytes"]) if "bytes" in entry else "-"
-        releases.add_row(entry["id"], mark, model, size, health, _when(entry.get("time")))
+        cells = (entry["id"], mark, size, health, _when(entry.get("time")), describe_model(entry, device))
+        releases.add_row(*map(Text, cells))
     get_console().print(releases if status.releases else f"nothing has been pushed to {name} yet")
+    for reason in reasons:
+        get_console().print(Text(reason, style="red"))
     if status.history:
         switches = Table(box=None, pad_edge=False)
         for title in ("switched", "from", "to", "by"):
             switches.add_column(title, overflow="fold", no_wrap=title in ("from", "to"))
         for event in reversed(status.history[-20:]):
-            switches.add_row(
-                _when(event.get("time")), str(event.get("from") or "-"), str(event.get("to")), str(event.get("by"))
-            )
+            cells = (str(event.get("from") or "-"), str(event.get("to")), str(event.get("by")))
+            switches.add_row(*map(Text, (_when(event.get("time")), *cells)))
         get_console().print()
         get_console().print(switches)
 
@@ -63,4 +70,4 @@ def _when(value: Any) -> str:
     """Return the device's own time of an event: its clock may be wrong."""
     if not isinstance(value, (int, float)) or not 0 < value < 1e11:
         return "-"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(value))
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeawq.cli.device_options import inventory_option, json_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 @click.command(name="log")
@@ -33,7 +36,10 @@ def command(device: str, count: int, inventory: str | None, as_json: bool) -> No
     if not entries:
         get_console().print("nothing has been noted yet")
         return
-    get_console().print(_tabulate_device(entries) if device else _tabulate_host(entries))
+    if device:
+        get_console().print(_tabulate_device(entries))
+    else:
+        _print_host(get_console(), entries)
 
 
 def _read_host(count: int) -> list[dict[str, Any]]:
@@ -53,15 +59,23 @@ def _read_device(name: str, inventory: str | None, count: int) -> list[dict[str,
         return read_device_log(transport, device, count)
 
 
-def _tabulate_host(entries: list[dict[str, Any]]) -> Any:
-    table = _make_table("time", "operation", "device", "release", "outcome", "by")
+def _print_host(console: Console, entries: list[dict[str, Any]]) -> None:
+    """A line for each operation; why it failed below it, in the whole width."""
+    from rich.text import Text
+
+    from edgeawq.cli.console import wrap_words
+
+    rows = [("time", "operation", "device", "release", "outcome", "by")]
     for entry in entries:
-        outcome = _text(entry.get("outcome"))
+        fields = (entry.get(name) for name in ("op", "device", "release", "outcome", "user"))
+        rows.append((_when(entry.get("time")), *map(_text, fields)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, entry in zip(rows, [{}, *entries], strict=True):
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        console.print(Text(line, style="" if entry else "bold"))
         if "what" in entry:
-            outcome += f": {_text(entry['what'])}"
-        fields = (entry.get("op"), entry.get("device"), entry.get("release"), outcome, entry.get("user"))
-        _add_row(table, _when(entry.get("time")), *map(_text, fields))
-    return table
+            reason = wrap_words(f"    {_text(entry['what'])}", console.width, "    ")
+            console.print(Text(reason, style="red"))
 
 
 def _tabulate_device(entries: list[dict[str, Any]]) -> Any:

@@ -70,46 +70,68 @@ def _to_json(device: Device, result: DeviceStatus | EdgeawqError) -> dict[str, A
 
 def _print(results: list[tuple[Device, DeviceStatus | EdgeawqError]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from edgeawq.cli.console import get_console, print_error
     from edgeawq.cli.status_speed import find_health, print_speeds
 
     table = Table(box=None, pad_edge=False)
-    for title in ("device", "release", "model", "health", "signed by", "previous", "free"):
-        table.add_column(title, overflow="fold", no_wrap=title in ("release", "previous"))
+    table.add_column("device", overflow="fold")
+    for title in ("release", "health", "model", "free"):
+        table.add_column(title, overflow="fold", no_wrap=title in ("release", "free"))
+    remarks: list[str] = []
+    running: dict[str, str] = {}
     for device, result in results:
         if isinstance(result, Exception):
-            table.add_row(device.name, "-", "[red]no answer[/red]", "-", "-", "-", "-")
+            table.add_row(device.name, Text("no answer", style="red"))
             continue
         current = result.find(result.current) or {}
+        running[device.name] = str(current.get("name", ""))
         health = str(current.get("health", "-")) if result.current else "-"
-        if current.get("bad_starts"):
-            health += f", started {current['bad_starts']} times without an answer"
-        if result.lock:
-            health += f" (locked by {result.lock['owner']})"
-        table.add_row(
-            device.name,
-            result.current or "nothing pushed",
-            f"{current['name']} for {current['profile']}" if "name" in current else "-",
-            health,
-            _describe_trust(current, result.trust),
-            result.previous or "-",
-            format_bytes(result.free_bytes),
-        )
+        cells = (device.name, result.current or "nothing pushed", health, describe_model(current, device))
+        table.add_row(*map(Text, (*cells, format_bytes(result.free_bytes))))
+        trust = _describe_trust(current, result.trust)
+        if result.current or trust:
+            before = ("  before", result.previous) if result.previous else ("", "")
+            table.add_row(*map(Text, (*before, "", trust)), style="dim")
+        remarks += [f"{device.name}: {remark}" for remark in _list_remarks(current, result)]
     console = get_console()
     console.print(table)
+    for remark in remarks:
+        console.print(Text(remark, style="yellow"))
     answered = [device for device, result in results if not isinstance(result, Exception)]
     speeds = [(device.name, find_health(device)) for device in answered]
-    print_speeds(console, [(name, health) for name, health in speeds if health is not None])
+    print_speeds(console, [(name, health) for name, health in speeds if health is not None], running)
     for _, result in results:
         if isinstance(result, Exception):
             print_error(result)
 
 
+def describe_model(release: dict[str, Any], device: Device) -> str:
+    """The model of a release, with the profile that it is packed for where the device's name does not say it."""
+    if "name" not in release:
+        return "-"
+    profile = release.get("profile")
+    return f"{release['name']}" if profile in (device.name, "host") else f"{release['name']} for {profile}"
+
+
+def _list_remarks(release: dict[str, Any], status: DeviceStatus) -> list[str]:
+    """What somebody should know beside what runs."""
+    remarks = []
+    if release.get("bad_starts"):
+        remarks.append(f"started {release['bad_starts']} times without an answer")
+    if status.lock:
+        remarks.append(f"locked by {status.lock['owner']}")
+    if status.trust.get("error"):
+        remarks.append(str(status.trust["error"]))
+    return remarks
+
+
 def _describe_trust(release: dict[str, Any], trust: dict[str, Any]) -> str:
     """Who has signed what runs, and whether the device asks for that."""
     recorded = release.get("trust")
-    signer = str(recorded.get("key_name") or recorded.get("key") or "-") if isinstance(recorded, dict) else "-"
-    if trust.get("error"):
-        return f"[red]{trust['error']}[/red]"
-    return signer if trust.get("pinned") else f"{signer} (no key pinned)" if signer != "-" else "no key pinned"
+    signer = str(recorded.get("key_name") or recorded.get("key") or "") if isinstance(recorded, dict) else ""
+    pinned = "" if trust.get("pinned") else "no key pinned"
+    if not release:
+        return "" if pinned else "takes signed releases only"
+    return "; ".join(part for part in (f"signed by {signer}" if signer else "not signed", pinned) if part)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -59,8 +61,13 @@ def describe_health(health: Health | None) -> dict[str, Any] | None:
     return {**asdict(health), "share_of_expected": health.share_of_expected, "is_slow": health.is_slow}
 
 
-def print_speeds(console: Console, found: list[tuple[str, Health]]) -> None:
-    """A table of what was measured, and a line for each kind of figure that is well below the past."""
+def print_speeds(
+    console: Console, found: list[tuple[str, Health]], running: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """A table of what was measured, and a line for each kind of figure that is well below the past.
+
+    running: device → name of the model that runs there; one that was measured with another says so.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -69,17 +76,19 @@ def print_speeds(console: Console, found: list[tuple[str, Health]]) -> None:
     if not found:
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("device", "model", "decode", "expected", "measured"):
+    for title in ("device", "decode", "expected", "measured"):
         table.add_column(title, overflow="fold")
     for name, health in found:
         speed, expected = health.decode_tokens_per_s, health.expected_tokens_per_s
         share = health.share_of_expected
         text = "-" if speed is None else f"{three_digits(speed)} tokens/s"
-        promise = "-" if expected is None else f"{three_digits(expected)} ({health.expected_from})"
+        promise = "-" if expected is None else f"{three_digits(expected)} ({health.expected_from.removeprefix('the ')})"
         percent = "" if share is None else f", {100 * share:.0f} %"
         style = "red" if health.is_slow else "green" if share is not None else ""
         when = health.created[:16].replace("T", " ")
-        table.add_row(name, Text(health.model or "-"), Text(text + percent, style=style), Text(promise), Text(when))
+        if health.model and health.model != running.get(name):
+            when += f" with {health.model}"
+        table.add_row(Text(name), Text(text + percent, style=style), Text(promise), Text(when))
     console.print()
     console.print(table)
     for name, health in found:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -223,23 +223,28 @@ class ReceiverClient:
             times.append(time.monotonic() - started)
         return min(times)
 
-    def join(self, count: int) -> list[Link]:
-        """Open `count` more channels for the upload, or as many of them as the device allows."""
+    def invite(self) -> Callable[[], Link | None]:
+        """Let further channels join the upload; return what opens one, from any thread.
+
+        It returns None where the device allows no more of them.
+        """
         answer = self.call("channels")
-        links: list[Link] = []
-        for _ in range(count):
-            command = [self._python, "-I", "-c", read_join_program(), str(answer["folder"])]
+        folder, secret = str(answer["folder"]), str(answer["secret"])
+
+        def join() -> Link | None:
             link = None
             try:
+                command = [self._python, "-I", "-c", read_join_program(), folder]
                 link = Link(self._transport.start("exec " + quote_words(command)), self._transport.address)
-                link.write(str(answer["secret"]).encode())
+                link.write(secret.encode())
                 link.read_answer()
             except EdgeawqError:  # MaxSessions, say: fewer channels do it too
                 if link is not None:
                     link.process.terminate()
-                break
-            links.append(link)
-        return links
+                return None
+            return link
+
+        return join
 
     def close(self) -> None:
         """End the session; the receiver gives the lock back."""

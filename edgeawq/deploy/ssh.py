@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import socket
+import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,13 +35,14 @@ from edgeawq.deploy.ssh_known_hosts import (
     record_host_key,
 )
 from edgeawq.deploy.ssh_packets import BatchTransport
-from edgeawq.deploy.ssh_process import SshProcess
+from edgeawq.deploy.ssh_process import NEARBY_IN_FLIGHT_BYTES, SshProcess
 from edgeawq.deploy.ssh_proxy_command import ProxyCommandSocket
 from edgeawq.deploy.transport import DEAD_PEER_S, STALL_TIMEOUT_S, RemoteProcess, TransportBase, wrap_command
 from edgeawq.errors import DeployError, UnreachableError, UsageError
 
 # paramiko would ask for CTR with a separate MAC first; GCM is faster (docs/push.md).
 FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr")
+NEARBY_ROUND_TRIP_S = 0.003
 TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 
@@ -92,6 +96,7 @@ class SshTransport(TransportBase):
     def __init__(self, endpoint: Endpoint, transports: Sequence[paramiko.Transport]) -> None:
         self._endpoint = endpoint
         self._transports = transports
+        self._round_trip_s = math.inf
 
     @property
     def address(self) -> str:
@@ -105,7 +110,9 @@ class SshTransport(TransportBase):
 
     def start(self, command: str, *, stall_timeout_s: float = STALL_TIMEOUT_S) -> RemoteProcess:
         """Start a /bin/sh command with pipes on its standard input and output."""
-        return SshProcess(self._open_command(command, terminal=None), self.address, stall_timeout_s)
+        channel = self._open_command(command, terminal=None)
+        in_flight = NEARBY_IN_FLIGHT_BYTES if self._round_trip_s < NEARBY_ROUND_TRIP_S else sys.maxsize
+        return SshProcess(channel, self.address, stall_timeout_s, in_flight)
 
     def run_terminal(self, command: str) -> int:
         """Run a /bin/sh command on this process's terminal, or through pipes where there is none."""
@@ -131,7 +138,9 @@ class SshTransport(TransportBase):
 
     def _open_command(self, command: str, terminal: tuple[str, int, int] | None) -> paramiko.Channel:
         try:
+            began = time.monotonic()
             channel = self._transports[-1].open_session(timeout=STALL_TIMEOUT_S)
+            self._round_trip_s = min(self._round_trip_s, time.monotonic() - began)
             if terminal:
                 name, columns, rows = terminal
                 channel.get_pty(name, columns, rows)

@@ -17,7 +17,7 @@ from edgeawq.errors import BundleError, EdgeawqError
 MAX_CHANNELS = 4
 CHANNEL_ROUND_TRIP_S = 0.02  # one more channel for each such time: a channel has 2 MiB on the way, no more
 MORE_CHANNELS_FROM_BYTES = 16 << 20  # starting a channel takes a process on the device
-SMALL_WRITE_BYTES = 256 << 10
+WRITE_BYTES = 8 * 32_704  # whole SSH packets (ssh_process.py): a rest would travel in one of its own
 # zlib's fastest level packs about this much a second on one core, so a quicker link is better off without.
 COMPRESS_BELOW_BYTES_PER_S = 40e6
 MEASURE_AFTER_BYTES = 8 << 20  # what lies in buffers on the way must not pass for speed
@@ -78,9 +78,11 @@ def upload(
     started = time.monotonic()
     work = _Work(release, missing, options, on_progress)
     wanted = options.channels or choose_channels(client.measure_round_trip_s(), work.upload_bytes)
-    links = client.join(min(wanted, len(work.pieces)) - 1) if wanted > 1 and len(work.pieces) > 1 else []
-    work.sent.channels = 1 + len(links)
-    threads = [threading.Thread(target=work.run, args=(link,), daemon=True) for link in links]
+    more = min(wanted, len(work.pieces)) - 1
+    threads: list[threading.Thread] = []
+    if more > 0:
+        join = client.invite()
+        threads = [threading.Thread(target=work.run, args=(join,), daemon=True) for _ in range(more)]
     for thread in threads:
         thread.start()
     try:
@@ -90,14 +92,11 @@ def upload(
     except BaseException as error:
         first = work.failures[0] if work.failures else None  # looked at now: the others fail when they are cut
         work.stop()
-        for link in links:
-            link.process.terminate()
+        work.end_links(cut=True)
         if isinstance(error, EdgeawqError) and first is not None:
             raise first from error
         raise
-    for link in links:
-        link.process.close_input()
-        link.process.terminate()
+    work.end_links(cut=False)
     if work.failures:
         raise work.failures[0]
     client.call("flush")
@@ -130,18 +129,42 @@ class _Work:
         self.upload_bytes = sum(piece.length for piece in self.pieces)
         self.lock = threading.Lock()
         self.failures: list[BaseException] = []
+        self.links: list[Link] = []  # the further channels
+        self.ended = False
         self.sent = Sent(files=len({piece.file for piece in self.pieces}))
         self.started = time.monotonic()
 
-    def run(self, link: Link) -> None:
-        """Send until nothing is left; what goes wrong stops the other channels too."""
+    def run(self, join: Callable[[], Link | None]) -> None:
+        """Open one more channel and send until nothing is left; what goes wrong stops the other channels too."""
         try:
+            link = join()
+            if link is None or not self.keep_link(link):
+                return
             self.send(link)
             link.call("flush")
         except BaseException as error:  # handed to the thread that called upload()
             with self.lock:
                 self.failures.append(error)
             self.stop()
+
+    def keep_link(self, link: Link) -> bool:
+        """Note a further channel, to be ended with the upload; False when that has happened already."""
+        with self.lock:
+            if not self.ended:
+                self.links.append(link)
+                self.sent.channels += 1
+                return True
+        link.process.terminate()
+        return False
+
+    def end_links(self, *, cut: bool) -> None:
+        """Close the further channels. cut: at once, whatever they are doing."""
+        with self.lock:
+            self.ended = True
+        for link in self.links:
+            if not cut:
+                link.process.close_input()
+            link.process.terminate()
 
     def stop(self) -> None:
         """Leave nothing to send."""
@@ -158,33 +181,28 @@ class _Work:
         while (piece := self.take()) is not None:
             block = self.read(piece)
             packed = self.compress(block)
-            header = {"op": "put", "file": piece.file, "chunk": piece.chunk, "length": len(packed or block)}
-            data = packed or block
+            data = memoryview(packed or block)
+            header = {"op": "put", "file": piece.file, "chunk": piece.chunk, "length": len(data)}
             pending += encode({**header, "encoding": "zlib"} if packed else header)
-            if len(data) <= SMALL_WRITE_BYTES:
-                pending += data
-                if len(pending) > SMALL_WRITE_BYTES:
-                    self.write(link, pending)
-                    pending = bytearray()
-                self.count(len(block))
-                continue
-            self.write(link, pending)
-            pending = bytearray()
-            view = memoryview(data)
-            counted = 0
-            for start in range(0, len(data), SMALL_WRITE_BYTES):
-                self.write(link, view[start : start + SMALL_WRITE_BYTES])
-                done = len(block) * min(start + SMALL_WRITE_BYTES, len(data)) // len(data)
+            start = counted = 0
+            while len(pending) + len(data) - start >= WRITE_BYTES:
+                part = data[start : start + WRITE_BYTES - len(pending)]
+                start += len(part)
+                self.write(link, memoryview(pending + part) if pending else part)
+                pending = bytearray()
+                done = len(block) * start // len(data)
                 self.count(done - counted)
                 counted = done
-        self.write(link, pending)
+            pending += data[start:]
+            self.count(len(block) - counted)
+        self.write(link, memoryview(pending))
 
-    def write(self, link: Link, data: bytearray | memoryview | bytes) -> None:
-        if not len(data):
+    def write(self, link: Link, data: memoryview) -> None:
+        if not data:
             return
         if self.options.limiter is not None:
             self.options.limiter.acquire(len(data))
-        link.write(data if isinstance(data, memoryview) else bytes(data))
+        link.write(data)
         with self.lock:
             self.sent.wire_bytes += len(data)
 

@@ -1,18 +1,24 @@
-"""The commands as a user calls them: `edgeawq …` in a process of its own, against a real sshd."""
+"""The commands as a user calls them, against a real sshd; where a terminal or a pipe matters in their own process."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
+import unittest.mock
 from pathlib import Path
 
 import pexpect
 import pytest
 
+import packager.wheelhouse
+from edgeawq.cli.main import main
 from tests.deploy.fakes import make_bundle, make_site
 from tests.deploy.invariants import answer
 from tests.deploy.sshd import SshServer, free_port, make_key
@@ -32,6 +38,11 @@ MAIN = textwrap.dedent(
 )
 
 
+def copy_site(python_version: tuple[int, int], machine: str, destination: Path, **more: object) -> None:
+    assert python_version == sys.version_info[:2]
+    shutil.copytree(os.environ["TEST_SITE"], destination)
+
+
 class Shell:
     """Runs `edgeawq` with an inventory of its own."""
 
@@ -45,6 +56,24 @@ class Shell:
         }
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Call the command line in this process: its imports alone take longer than most commands."""
+        said, complained = io.StringIO(), io.StringIO()
+        with (
+            unittest.mock.patch.dict(os.environ, {**self.environment, **environment}),
+            unittest.mock.patch.object(sys, "argv", ["edgeawq", *arguments]),
+            unittest.mock.patch.object(packager.wheelhouse, "assemble_site", copy_site),
+            open(os.devnull) as nothing,
+            unittest.mock.patch.object(sys, "stdin", nothing),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(complained),
+            pytest.raises(SystemExit) as end,
+        ):
+            main()
+        assert isinstance(end.value.code, int)
+        return subprocess.CompletedProcess(arguments, end.value.code, said.getvalue(), complained.getvalue())
+
+    def run_apart(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Call the command line in a process of its own."""
         return subprocess.run(
             [sys.executable, "-c", MAIN, *arguments],
             capture_output=True,
@@ -113,7 +142,7 @@ def test_a_new_user_s_way(shell: Shell, server: SshServer, tmp_path: Path) -> No
     assert "0 of 20 files, 0 B sent" in again and "nothing was switched" in again
     status = shell.good("status", "board")
     assert "tiny for pi4" in status and "good" in status
-    assert shell.good("chat", "board", "--prompt", "hello there").strip().endswith("by one")
+    assert shell.run_apart("chat", "board", "--prompt", "hello there").stdout.strip().endswith("by one")
 
 
 def test_a_host_key_that_is_not_accepted_changes_nothing(shell: Shell, server: SshServer) -> None:
@@ -168,7 +197,7 @@ def test_trouble_has_its_own_exit_code_and_a_way_out(shell: Shell, server: SshSe
     shell.inventory.write_text(text.replace(str(server.identity), str(wrong)))
     assert "was refused" in shell.bad("push", "board", bundle, code=5)
     shell.inventory.write_text(text.replace(str(server.port), str(free_port())))
-    assert "refuses connections" in shell.bad("push", "board", bundle, code=4)
+    assert "refuses connections" in shell.bad("push", "board", bundle, "--retries", "0", code=4)
     shell.inventory.write_text(text)
     server.change_host_key()
     message = shell.bad("push", "board", bundle, code=5)
@@ -198,6 +227,10 @@ def test_local_device_and_releases(shell: Shell, tmp_path: Path) -> None:
     assert json.loads(shell.good("gc", "localhost", "--json")) == {"removed": [], "freed": 0}
     status = json.loads(shell.good("status", "--json"))
     assert status[0]["current"] == second["release"] and status[0]["facts"]["system"] == "Linux"
+    for arguments in (("status",), ("history", "localhost"), ("log",)):
+        shown = shell.run(*arguments, COLUMNS="80").stdout.splitlines()
+        assert max(map(len, shown)) <= 80
+        assert any(second["release"] in line for line in shown)
 
 
 def test_the_inventory_can_name_the_model(shell: Shell, tmp_path: Path) -> None:
@@ -208,9 +241,9 @@ def test_the_inventory_can_name_the_model(shell: Shell, tmp_path: Path) -> None:
 
 def test_output_is_plain_in_a_pipe_and_quiet_with_json(shell: Shell, tmp_path: Path) -> None:
     bundle = str(make_bundle(tmp_path / "one"))
-    done = shell.run("push", "localhost", bundle)
+    done = shell.run_apart("push", "localhost", bundle)
     assert "\x1b" not in done.stdout + done.stderr and "health check on the device" in done.stderr
-    assert shell.run("push", "localhost", bundle, "--json").stderr == ""
+    assert shell.run_apart("push", "localhost", bundle, "--json").stderr == ""
 
 
 @pytest.mark.parametrize("command", ["device", "push", "status", "rollback", "history", "gc", "device add"])
@@ -233,7 +266,7 @@ def test_a_key_is_pinned_when_a_device_is_added(shell: Shell, server: SshServer,
     add(shell, server, "--replace")
     other = make_bundle(tmp_path / "two.edgeawq", marker="two")
     assert "the device wants a signature by one" in " ".join(shell.bad("push", "board", str(other), code=3).split())
-    assert shell.good("chat", "board", "--prompt", "hello").strip().endswith("by one")
+    assert shell.run_apart("chat", "board", "--prompt", "hello").stdout.strip().endswith("by one")
 
 
 def test_nothing_is_pinned_where_that_is_not_wanted(shell: Shell, server: SshServer) -> None:
