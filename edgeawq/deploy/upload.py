@@ -186,11 +186,15 @@ class _Work:
             pending += encode({**header, "encoding": "zlib"} if packed else header)
             start = counted = 0
             while len(pending) + len(data) - start >= WRITE_BYTES:
-                part = data[start : start + WRITE_BYTES - len(pending)]
+                part = data[start : start + max(0, WRITE_BYTES - len(pending))]
                 start += len(part)
-                self.write(link, memoryview(pending + part) if pending else part)
-                pending = bytearray()
-                done = len(block) * start // len(data)
+                if pending:
+                    pending += part
+                    self.write(link, memoryview(pending)[:WRITE_BYTES])
+                    pending = pending[WRITE_BYTES:]
+                else:
+                    self.write(link, part)
+                done = len(block) * start // max(1, len(data))  # an empty file, too, may complete a packet
                 self.count(done - counted)
                 counted = done
             pending += data[start:]

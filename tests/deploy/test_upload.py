@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from edgeawq.deploy.push import PrepareSite, PushOptions, PushReport, SilentList
 from edgeawq.deploy.receiver_client import Missing
 from edgeawq.deploy.release import ReleaseFile, describe_release, hash_file, list_bundle
 from edgeawq.deploy.transport import RemoteProcess
-from edgeawq.deploy.upload import MAX_CHANNELS, UploadOptions, _Work, choose_channels, list_pieces
+from edgeawq.deploy.upload import MAX_CHANNELS, WRITE_BYTES, UploadOptions, _Work, choose_channels, list_pieces
 from edgeawq.errors import BundleError, TransferError
 from tests.deploy.fakes import make_bundle, make_site
 from tests.deploy.invariants import answer, leftovers
@@ -33,6 +35,8 @@ class CountedProcess:
     def __init__(self, process: RemoteProcess, transport: CountingTransport) -> None:
         self._process = process
         self._transport = transport
+        self.sent = 0
+        self.received = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._process, name)
@@ -40,11 +44,13 @@ class CountedProcess:
     def write(self, data: bytes | memoryview) -> None:
         self._process.write(data)
         with self._transport.lock:
+            self.sent += len(data)
             self._transport.sent += len(data)
 
     def read(self, size: int) -> bytes:
         block = self._process.read(size)
         with self._transport.lock:
+            self.received += len(block)
             self._transport.received += len(block)
         return block
 
@@ -198,6 +204,30 @@ def test_a_slow_link_is_noticed_and_compressed(local_device: Device, tmp_path: P
     assert work.compress(bytes(100)) is None
 
 
+def test_what_is_sent_fills_whole_packets(tmp_path: Path) -> None:
+    """Small files, large ones and the requests between them share packets; together they are what was asked for."""
+    files: list[ReleaseFile] = []
+    for number, size in enumerate((0, 10, WRITE_BYTES - 200, 3, 5 * MB + 7, WRITE_BYTES)):
+        (tmp_path / str(number)).write_bytes(os.urandom(size))
+        files.append(hash_file(f"site/{number}", tmp_path / str(number)))
+    release = describe_release(name="n", profile="p", machine="m", python="3.11", files=files)
+    missing = [Missing(number, 0, len(file.chunks)) for number, file in enumerate(files)]
+    counts: list[int] = []
+    work = _Work(release, missing, UploadOptions(compression="never"), counts.append)
+    written: list[bytes] = []
+    link: Any = types.SimpleNamespace(write=lambda data: written.append(bytes(data)))
+    pieces = list(work.pieces)
+    work.send(link)
+    assert {len(data) for data in written[:-1]} == {WRITE_BYTES} and 0 < len(written[-1]) < WRITE_BYTES
+    stream = io.BytesIO(b"".join(written))
+    for piece in pieces:
+        request = json.loads(stream.readline())
+        assert request == {"op": "put", "file": piece.file, "chunk": piece.chunk, "length": piece.length}
+        assert stream.read(piece.length) == work.read(piece)
+    assert not stream.read() and sum(counts) == release.total_bytes
+    assert work.sent.wire_bytes == sum(map(len, written))
+
+
 def make_work(bundle: Path) -> _Work:
     release = describe_release(name="n", profile="p", machine="m", python="3.11", files=list_bundle(bundle)[1])
     return _Work(release, [], UploadOptions(), lambda count: None)
@@ -231,12 +261,12 @@ def test_a_channel_that_dies_ends_the_push_and_the_next_goes_on(
     transport = CountingTransport()
 
     class Killer(SilentListener):
-        sent = 0
-
         def upload_advanced(self, count: int) -> None:
-            self.sent += count
-            if self.sent > 10 * MB and len(transport.processes) > 3:
-                transport.processes[-1].terminate()
+            while not (further := [process for process in transport.processes[2:] if process.received]):
+                time.sleep(0.01)  # the upload goes on when the first of them has joined
+            for process in further:
+                if process.sent > 1 * MB:
+                    process.terminate()
 
     options = PushOptions(health_timeout_s=60, upload=UploadOptions(channels=3))
     with pytest.raises(TransferError):
