@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from edgeawq.deploy.ssh import DecideHostKey
 
 CONNECTION_ENDED = 255  # ssh's own exit code; a command there can end with it, too
+LOGIN_ENDS_WITHIN_S = 1.0  # a command hears of a lost connection a moment before the login that it goes through ends
 
 
 def connect_openssh(
@@ -94,7 +96,7 @@ class OpenSshTransport(TransportBase):
                     break
                 except KeyboardInterrupt:
                     continue  # ssh has had it, too
-        if code == CONNECTION_ENDED and not self.is_alive():
+        if code == CONNECTION_ENDED and self.has_ended():
             raise self.explain_lost()
         return code if code >= 0 else 128 - code
 
@@ -113,6 +115,15 @@ class OpenSshTransport(TransportBase):
         """True as long as the login stands."""
         # ssh removes its socket first and then ends.
         return os.path.exists(self._socket) and self._login.poll() is None
+
+    def has_ended(self) -> bool:
+        """True when the login has ended, or ends in a moment."""
+        deadline = time.monotonic() + LOGIN_ENDS_WITHIN_S
+        while self.is_alive():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
 
     def explain_lost(self) -> DeployError:
         """Return the error to raise when the login has ended by itself, with what ssh wrote about it."""
@@ -152,11 +163,11 @@ class OpenSshProcess(PipeProcess):
         try:
             super().write(data)
         except TransferError as error:
-            if not self._transport.is_alive():
+            if self._transport.has_ended():
                 raise self._transport.explain_lost() from error
             raise
 
     def wait(self) -> int:
         """Return the exit code; -1 when the connection ended before it was told."""
         code = super().wait()
-        return -1 if code == CONNECTION_ENDED and not self._transport.is_alive() else code
+        return -1 if code == CONNECTION_ENDED and self._transport.has_ended() else code

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeawq.deploy import ssh_system
 from edgeawq.deploy.connect import connect
 from edgeawq.deploy.inventory import Device
 from edgeawq.deploy.ssh_config import Endpoint
@@ -129,3 +130,14 @@ def test_a_password_can_only_be_given_at_a_terminal() -> None:
     log = "pi@pi4: Permission denied (publickey,password)."
     assert "terminal" in explain_system_ssh(log, endpoint, interactive=False).remedy
     assert "EDGEAWQ_SSH_PASSWORD" not in explain_system_ssh(log, endpoint, interactive=False).remedy
+
+
+def test_a_login_that_ends_a_moment_after_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ssh tells the command's process of a lost connection before it goes itself."""
+    transport = OpenSshTransport.__new__(OpenSshTransport)
+    answers = iter([True, True, False])
+    monkeypatch.setattr(transport, "is_alive", lambda: next(answers))
+    assert transport.has_ended()
+    monkeypatch.setattr(ssh_system, "LOGIN_ENDS_WITHIN_S", 0.05)
+    monkeypatch.setattr(transport, "is_alive", lambda: True)
+    assert not transport.has_ended(), "a command may end with 255 by itself"
