@@ -5,6 +5,8 @@ Two releases: one large file and ten small ones, and the same with 1500 small fi
 Run: python -m benchmarks.push_throughput [--megabytes 500] [--rounds 3]
 
 Client and server share this machine's cores: the ratios say something, the rates are not those of a real network.
+scp's time includes its login, which a push has made before; what a login alone takes is measured, too, and taken off in
+the second ratio.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from tests.deploy.fakes import make_bundle, make_site
 from tests.deploy.sshd import SshServer
 
 CIPHER = "aes128-gcm@openssh.com"
+PUSHES = ((10, 1), (10, 2), (1500, 2))  # small files beside the large one, channels
 
 
 def measure(megabytes: int, rounds: int) -> dict[str, list[float]]:
-    """Return name → MB/s of each round (seconds for the pushes as a whole)."""
+    """Return name → MB/s of each round (seconds for pushes as a whole, and for a login)."""
     results: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -45,7 +48,7 @@ def measure(megabytes: int, rounds: int) -> dict[str, list[float]]:
         try:
             for number in range(rounds):
                 bundle = make_bundle(folder / f"bundle{number}", weights_bytes=megabytes * 1_000_000)
-                for small_files, channels in ((10, 1), (10, 2), (1500, 2)):
+                for small_files, channels in PUSHES:
                     site = sites[small_files]
                     root = folder / f"root{number}-{small_files}-{channels}"
                     device = server.device(root=str(root))
@@ -58,12 +61,16 @@ def measure(megabytes: int, rounds: int) -> dict[str, list[float]]:
                     note(f"push, {what}, channels: {channels}, MB/s", first.bytes_sent / 1e6 / first.upload_s)
                     note(f"push again with nothing new, {what}, s", second.seconds)
                     shutil.rmtree(root)
+                login = ["ssh", *ssh_options, "-p", str(server.port), "127.0.0.1", "true"]
+                login_s = min(_time(lambda command=login: _run(command, None)) for _ in range(3))
+                note("ssh login, s", login_s)
                 for small_files, site in sites.items():
                     tree = folder / "tree"
                     scp = ["scp", *ssh_options, "-r", "-P", str(server.port), str(bundle), str(site)]
                     tree.mkdir()
                     seconds = _time(lambda command=[*scp, f"127.0.0.1:{tree}"]: _run(command, None))
                     note(f"scp -r, {small_files} small files, MB/s", megabytes / seconds)
+                    note(f"scp -r without its login, {small_files} small files, MB/s", megabytes / (seconds - login_s))
                     shutil.rmtree(tree)
                 weights, copy = bundle / "weights.bin", folder / "copy"
                 cat = ["ssh", *ssh_options, "-p", str(server.port), "127.0.0.1", f"cat > {copy} && sync {copy}"]
@@ -93,9 +100,21 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=500)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    for name, values in measure(arguments.megabytes, arguments.rounds).items():
-        spread = ", ".join(f"{value:.1f}" for value in values)
-        print(f"{name:50} median {statistics.median(values):7.1f}   ({spread})")
+    results = measure(arguments.megabytes, arguments.rounds)
+    for name, values in results.items():
+        digits = 1 if name.endswith("MB/s") else 2
+        spread = ", ".join(f"{value:.{digits}f}" for value in values)
+        print(f"{name:50} median {statistics.median(values):7.{digits}f}   ({spread})")
+    for small_files, channels in PUSHES:
+        pushed = results[f"push, {small_files} small files, channels: {channels}, MB/s"]
+        for kind in ("scp -r", "scp -r without its login"):
+            copied = results[f"{kind}, {small_files} small files, MB/s"]
+            ratios = [one / other for one, other in zip(pushed, copied, strict=True)]
+            print(
+                f"push, {small_files} small files, channels: {channels}, is {kind} times"
+                f" {statistics.median(pushed) / statistics.median(copied):.2f} (medians),"
+                f" {statistics.median(ratios):.2f} (rounds: {min(ratios):.2f} … {max(ratios):.2f})"
+            )
 
 
 if __name__ == "__main__":

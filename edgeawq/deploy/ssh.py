@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import socket
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -35,14 +32,13 @@ from edgeawq.deploy.ssh_known_hosts import (
     record_host_key,
 )
 from edgeawq.deploy.ssh_packets import BatchTransport
-from edgeawq.deploy.ssh_process import NEARBY_IN_FLIGHT_BYTES, SshProcess
+from edgeawq.deploy.ssh_process import SshProcess
 from edgeawq.deploy.ssh_proxy_command import ProxyCommandSocket
 from edgeawq.deploy.transport import DEAD_PEER_S, STALL_TIMEOUT_S, RemoteProcess, TransportBase, wrap_command
 from edgeawq.errors import DeployError, UnreachableError, UsageError
 
 # paramiko would ask for CTR with a separate MAC first; GCM is faster (docs/push.md).
 FAST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr")
-NEARBY_ROUND_TRIP_S = 0.003
 TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", 18)
 
 
@@ -96,7 +92,6 @@ class SshTransport(TransportBase):
     def __init__(self, endpoint: Endpoint, transports: Sequence[paramiko.Transport]) -> None:
         self._endpoint = endpoint
         self._transports = transports
-        self._round_trip_s = math.inf
 
     @property
     def address(self) -> str:
@@ -110,9 +105,7 @@ class SshTransport(TransportBase):
 
     def start(self, command: str, *, stall_timeout_s: float = STALL_TIMEOUT_S) -> RemoteProcess:
         """Start a /bin/sh command with pipes on its standard input and output."""
-        channel = self._open_command(command, terminal=None)
-        in_flight = NEARBY_IN_FLIGHT_BYTES if self._round_trip_s < NEARBY_ROUND_TRIP_S else sys.maxsize
-        return SshProcess(channel, self.address, stall_timeout_s, in_flight)
+        return SshProcess(self._open_command(command, terminal=None), self.address, stall_timeout_s)
 
     def run_terminal(self, command: str) -> int:
         """Run a /bin/sh command on this process's terminal, or through pipes where there is none."""
@@ -138,9 +131,7 @@ class SshTransport(TransportBase):
 
     def _open_command(self, command: str, terminal: tuple[str, int, int] | None) -> paramiko.Channel:
         try:
-            began = time.monotonic()
             channel = self._transports[-1].open_session(timeout=STALL_TIMEOUT_S)
-            self._round_trip_s = min(self._round_trip_s, time.monotonic() - began)
             if terminal:
                 name, columns, rows = terminal
                 channel.get_pty(name, columns, rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,22 +17,14 @@ from edgeawq.errors import TransferError
 STDERR_TAIL_BYTES = 8192
 PACKET_BYTES = 32_704  # OpenSSH takes 32 KiB in a packet, headers included
 BATCH_PACKETS = 8
-# Nearby, more than this on the way only fills buffers: sshd then grows, moves and frees them for every packet.
-NEARBY_IN_FLIGHT_BYTES = 512 << 10
-PATIENCE_S = 0.05  # a peer that takes longer than this to give room back gets more at once
 
 
 class SshProcess:
     """A RemoteProcess behind an open session channel."""
 
-    def __init__(
-        self, channel: paramiko.Channel, address: str, stall_timeout_s: float, max_in_flight: int = sys.maxsize
-    ) -> None:
-        """max_in_flight: bytes that may be on the way, if the channel's window has as many."""
+    def __init__(self, channel: paramiko.Channel, address: str, stall_timeout_s: float) -> None:
         self._channel = channel
         self._address = address
-        self._max_in_flight = max_in_flight
-        self._window = 0  # the whole of it, known with the first bytes
         self._tail = b""
         self._tail_lock = threading.Lock()
         channel.settimeout(stall_timeout_s)
@@ -94,42 +85,34 @@ class SshProcess:
         channel: Any = self._channel  # paramiko's stubs lack much of it
         packets: BatchPacketizer = channel.transport.packetizer
         packet_bytes = min(PACKET_BYTES, channel.out_max_packet_size - 64)
-        size = self._take_window(min(len(data), packet_bytes * BATCH_PACKETS))
+        size = _take_window(channel, min(len(data), packet_bytes * BATCH_PACKETS))
         with _clear_to_send(channel):
             if channel.closed:
                 raise OSError("the channel is closed")
             packets.send_channel_data(channel.remote_chanid, data[:size], packet_bytes)
         return size
 
-    def _take_window(self, size: int) -> int:
-        """Take up to `size` bytes out of the channel's window; wait where there is no room."""
-        channel: Any = self._channel
-        now = time.monotonic()
-        deadline, patience = now + (channel.timeout or 0.0), now + PATIENCE_S
-        with channel.lock:
-            while not channel.closed and not channel.eof_sent:
-                room = channel.out_window_size
-                if room:
-                    self._window = self._window or room
-                    kept_back = max(0, self._window - self._max_in_flight)
-                    if room > kept_back:
-                        taken = min(size, room - kept_back)
-                        channel.out_window_size -= taken
-                        return int(taken)
-                    if now >= patience:
-                        self._max_in_flight *= 2
-                        continue
-                if now >= deadline:
-                    raise TimeoutError
-                channel.out_buffer_cv.wait((min(patience, deadline) if room else deadline) - now)
-                now = time.monotonic()
-        raise OSError("the channel is closed")
-
     def _drain_stderr(self) -> None:
         # Not read, it would fill the channel's window and block the command.
         with self._tail_lock, contextlib.suppress(*CONNECTION_FAILURES):
             while self._channel.recv_stderr_ready():
                 self._tail = (self._tail + self._channel.recv_stderr(65536))[-STDERR_TAIL_BYTES:]
+
+
+def _take_window(channel: paramiko.Channel, size: int) -> int:
+    """Take up to `size` bytes out of the channel's window; wait where there is no room."""
+    deadline = time.monotonic() + (channel.timeout or 0.0)
+    with channel.lock:
+        while not channel.closed and not channel.eof_sent:
+            if channel.out_window_size:
+                taken = min(size, channel.out_window_size)
+                channel.out_window_size -= taken
+                return taken
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            channel.out_buffer_cv.wait(left)
+    raise OSError("the channel is closed")
 
 
 @contextlib.contextmanager

@@ -8,16 +8,13 @@ import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from edgeawq.deploy import ssh_process
 from edgeawq.deploy.connect import connect
 from edgeawq.deploy.ssh import SshTransport
 from edgeawq.deploy.ssh_packets import PACKET_OVERHEAD_BYTES, BatchPacketizer, PacketSealer, seal_data
-from edgeawq.deploy.ssh_process import SshProcess
 from edgeawq.deploy.transport import Transport
 from tests.deploy.sshd import SshServer
 
@@ -112,48 +109,6 @@ def test_a_window_that_is_full_is_waited_for(server: SshServer, tmp_path: Path) 
         process.close_input()
         assert process.read(200).decode().split()[0] == hashlib.sha256(data).hexdigest()
         process.wait()
-
-
-class FakeChannel:
-    """What of a paramiko channel has to do with its window. The peer gives room back when it is told to."""
-
-    def __init__(self, window: int) -> None:
-        self.lock = threading.Lock()
-        self.out_buffer_cv = threading.Condition(self.lock)
-        self.out_window_size = window
-        self.timeout = 30.0
-        self.closed = self.eof_sent = False
-
-    def settimeout(self, timeout: float) -> None:
-        self.timeout = timeout
-
-    def give_back(self, size: int) -> None:
-        with self.lock:
-            self.out_window_size += size
-            self.out_buffer_cv.notify_all()
-
-
-def test_nearby_little_is_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ssh_process, "PATIENCE_S", 20.0)
-    channel: Any = FakeChannel(2 << 20)
-    process = SshProcess(channel, "board", 30.0, 500_000)
-    assert process._take_window(1 << 20) == 500_000
-    threading.Timer(0.05, channel.give_back, [300_000]).start()
-    assert process._take_window(1 << 20) == 300_000
-    far: Any = FakeChannel(2 << 20)
-    assert SshProcess(far, "board", 30.0)._take_window(5 << 20) == 2 << 20
-
-
-def test_a_peer_that_gives_room_back_late_gets_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that waits until half of its window is used would otherwise be waited for without end."""
-    monkeypatch.setattr(ssh_process, "PATIENCE_S", 0.0)
-    channel: Any = FakeChannel(2 << 20)
-    process = SshProcess(channel, "board", 0.1, 300_000)
-    total = 0
-    with pytest.raises(TimeoutError):
-        while True:
-            total += process._take_window(1 << 20)
-    assert total == 2 << 20 and channel.out_window_size == 0
 
 
 def test_a_packet_is_what_rfc_5647_says() -> None:

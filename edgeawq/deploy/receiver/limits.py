@@ -29,6 +29,7 @@ MAX_SIGNATURE_BYTES = 16 << 10
 MAX_CHANNELS = 8  # that may join a session
 
 BLOCK_BYTES = 1 << 20
+PIPE_BYTES = 1 << 20  # what a user may have without being root (/proc/sys/fs/pipe-max-size)
 BATCH_FILES = 128  # small files are made durable in batches
 BATCH_BYTES = 32 << 20
 WRITEBACK_BYTES = 32 << 20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import select
@@ -11,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import Any, TypeVar
 
-from .limits import ALIVE_EVERY_S, IDLE_TIMEOUT_S, MAX_LINE_BYTES
+from .limits import ALIVE_EVERY_S, IDLE_TIMEOUT_S, MAX_LINE_BYTES, PIPE_BYTES
 from .refusal import HostGone, Refusal
 
 T = TypeVar("T")
@@ -23,6 +25,9 @@ class Wire:
     def __init__(self, reader: int, writer: int) -> None:
         self.reader = reader
         self.writer = writer
+        # Whoever fills the pipe and this process take turns for each 64 KiB that one usually holds.
+        with contextlib.suppress(OSError):  # not a pipe, or no more of them for this user
+            fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         self.buffer = bytearray()
         self.block = bytearray()
         self.other_block = bytearray()
