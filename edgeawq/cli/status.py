@@ -121,7 +121,10 @@ def _list_remarks(release: dict[str, Any], status: DeviceStatus) -> list[str]:
     if release.get("bad_starts"):
         remarks.append(f"started {release['bad_starts']} times without an answer")
     if status.lock:
-        remarks.append(f"locked by {status.lock['owner']}")
+        from edgeawq.deploy.receiver_errors import describe_age
+
+        dead = "" if status.lock.get("alive") else ", which is gone: the next push takes the lock over"
+        remarks.append(f"locked by {status.lock['owner']} for {describe_age(float(status.lock['age_s']))}{dead}")
     if status.trust.get("error"):
         remarks.append(str(status.trust["error"]))
     return remarks
