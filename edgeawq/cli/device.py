@@ -176,6 +176,7 @@ def list_devices(inventory: str | None, as_json: bool) -> None:
       edgeawq device list --json
     """
     from rich.table import Table
+    from rich.text import Text
 
     from edgeawq.cli.console import get_console
     from edgeawq.deploy.inventory import load_inventory
@@ -188,7 +189,8 @@ def list_devices(inventory: str | None, as_json: bool) -> None:
     for title in ("name", "address", "profile", "model"):
         table.add_column(title, overflow="fold")
     for device in devices:
-        table.add_row(device.name, _address(device), device.profile or "-", device.model or "-")
+        cells = (device.name, _address(device), device.profile or "-", device.model or "-")
+        table.add_row(*map(Text, cells))
     get_console().print(table)
 
 
@@ -290,6 +292,7 @@ def _make_decision(yes: bool, yes_host_key: str) -> DecideHostKey:
 
 def _print_facts(device: Device, facts: DeviceFacts, python: PythonFact, note: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from edgeawq.cli.console import get_console
 
@@ -310,7 +313,7 @@ def _print_facts(device: Device, facts: DeviceFacts, python: PythonFact, note: s
     if device.cipher:
         rows["ciphers"] = device.cipher.replace("@openssh.com", "").replace(",", ", ")
     for title, value in rows.items():
-        table.add_row(title, value)
+        table.add_row(title, Text(value))
     get_console().print(table)
 
 

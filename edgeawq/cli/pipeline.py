@@ -195,7 +195,7 @@ def _pack(checkpoint: str, profile: DeviceProfile, folder: Path, console: Consol
 
 def _say(console: Console, quiet: bool, text: str) -> None:
     if not quiet:
-        console.print(text, highlight=False, markup=False)
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 class _HashMemory:
