@@ -60,8 +60,8 @@ def command(name: str, inventory: str | None, as_json: bool) -> None:
         for title in ("switched", "from", "to", "by"):
             switches.add_column(title, overflow="fold", no_wrap=title in ("from", "to"))
         for event in reversed(status.history[-20:]):
-            cells = (str(event.get("from") or "-"), str(event.get("to")), str(event.get("by")))
-            switches.add_row(*map(Text, (_when(event.get("time")), *cells)))
+            names = (str(event.get("from") or "-"), str(event.get("to")), str(event.get("by")))
+            switches.add_row(*map(Text, (_when(event.get("time")), *names)))
         get_console().print()
         get_console().print(switches)
 

@@ -65,7 +65,7 @@ def _print_host(console: Console, entries: list[dict[str, Any]]) -> None:
 
     from edgeawq.cli.console import wrap_words
 
-    rows = [("time", "operation", "device", "release", "outcome", "by")]
+    rows: list[tuple[str, ...]] = [("time", "operation", "device", "release", "outcome", "by")]
     for entry in entries:
         fields = (entry.get(name) for name in ("op", "device", "release", "outcome", "user"))
         rows.append((_when(entry.get("time")), *map(_text, fields)))
