@@ -67,7 +67,7 @@ demo: $(VENV)/host.stamp
 	  echo '== 2 of 4: pack it for this machine'; \
 	  $(BIN)/edgeawq pack $(DEMO)/smollm2-awq --device host -o $(DEMO)/smollm2.edgeawq; }
 	@echo '== 3 of 4: deploy it to a device; here the device is this machine, its folder $(DEMO)/device'
-	@$(DEVICE) $(BIN)/edgeawq push localhost $(DEMO)/smollm2.edgeawq
+	@$(DEVICE) $(BIN)/edgeawq push localhost $(DEMO)/smollm2.edgeawq --no-measure
 	@echo '== 4 of 4: ask it'
 	@echo '> $(QUESTION)'
 	@$(DEVICE) $(BIN)/edgeawq chat localhost --temperature 0 --prompt '$(QUESTION)'

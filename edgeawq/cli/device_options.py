@@ -69,6 +69,11 @@ class PushDisplay:
         self._task: TaskID | None = None
         self.sent_bytes = 0  # in all attempts
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody may be looking on."""
+        return self._console.is_terminal and not self._quiet
+
     def stage(self, text: str) -> None:
         """Show the name of the step that begins."""
         if self._quiet:
@@ -98,7 +103,7 @@ class PushDisplay:
         )
 
         self._stop_status()
-        if self._quiet or not self._console.is_terminal:
+        if not self.is_watched:
             return
         self._progress = Progress(
             TextColumn("uploading"),

@@ -49,7 +49,11 @@ T = TypeVar("T")
 )
 @click.option("--sign-with", default="", metavar="KEY", help="The key to sign with [the one that the device trusts].")
 @click.option("--expires", metavar="TIME", help="The device refuses the signature after this time: 12h, 90d.")
-@click.option("--measure", is_flag=True, help="Measure the device afterwards, for `edgeawq status`; up to a minute.")
+@click.option(
+    "--measure/--no-measure",
+    default=None,
+    help="Measure the device afterwards, for `edgeawq status`; up to a minute [a new release, at a terminal].",
+)
 @click.option("--allow-downgrade", is_flag=True, help="Permit a release older than what the device has accepted.")
 @timeout_option
 @break_lock_option
@@ -111,13 +115,23 @@ def command(name: str, source: str, **options: Any) -> None:
                 bundle = build_bundle(reference, report, get_error_console(), quiet=quiet)
                 report = link.run(lambda transport: send(transport, bundle, None))
             audit.update(release=report.release, bytes=report.wire_bytes, changed=report.changed)
-        if options["measure"] and not options["dry_run"]:
+        if not options["dry_run"] and should_measure(options["measure"], report, is_watched=display.is_watched):
             display.close()
             link.measure(options["inventory"])
     if quiet:
         click.echo(json.dumps(report.to_json()))
     else:
         _print(report)
+
+
+def should_measure(wanted: bool | None, report: PushReport, *, is_watched: bool) -> bool:
+    """Whether the device is measured after a push: as was asked, else where it is news and somebody is there to wait.
+
+    An emulated device is never measured unasked: its figures are another computer's.
+    """
+    if wanted is not None:
+        return wanted
+    return is_watched and report.changed and not report.emulator
 
 
 def make_options(device: Device, options: Mapping[str, Any]) -> PushOptions:

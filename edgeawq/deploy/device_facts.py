@@ -64,6 +64,7 @@ class DeviceFacts:
     free_bytes: int  # at the folder that holds the releases
     cpuinfo: str
     pythons: tuple[PythonFact, ...]
+    emulator: str = ""  # what interprets its instructions, such as "qemu-aarch64"; empty for a real CPU
 
     def to_json(self) -> dict[str, Any]:
         """Return the facts as plain data, without the long cpuinfo."""
@@ -105,6 +106,12 @@ def parse_pythons(text: str) -> tuple[PythonFact, ...]:
     return tuple(found.values())
 
 
+def parse_emulator(text: str) -> str:
+    """Return the emulator's name from the path of the program that runs a command; empty when it is none."""
+    name = text.rpartition("/")[2]
+    return name.removesuffix("-static") if name.startswith("qemu-") else ""
+
+
 def parse_os_name(text: str) -> str:
     """Return PRETTY_NAME of /etc/os-release."""
     match = re.search(r'^PRETTY_NAME="?([^"\n]{1,200})"?$', text, re.MULTILINE)
@@ -140,6 +147,8 @@ def build_commands(device: Device) -> dict[str, str]:
         "free": f'd={quote_words([root])}; while [ ! -d "$d" ]; do d=$(dirname "$d"); done; df -Pk "$d"',
         "cpuinfo": "head -c 65536 /proc/cpuinfo",
         "pythons": pythons,
+        # qemu shows its programs themselves at /proc/self/exe, but not by this other way to the same link.
+        "emulator": "readlink /proc/thread-self/exe",
     }
 
 
@@ -195,6 +204,7 @@ def parse_facts(sections: Mapping[str, str]) -> DeviceFacts:
         free_bytes=parse_free(sections.get("free", "")),
         cpuinfo=sections.get("cpuinfo", ""),
         pythons=parse_pythons(sections.get("pythons", "")),
+        emulator=parse_emulator(line("emulator")),
     )
 
 

@@ -6,7 +6,7 @@ import getpass
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,6 +72,7 @@ class PushReport:
     trust: dict[str, Any] = field(default_factory=dict)  # what the device found about the signature
     warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    emulator: str = ""  # what the device is emulated by; empty for a real one
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain data."""
@@ -159,7 +160,8 @@ def push(
         lock = client.call("lock", owner=name_owner(), wait_s=LOCK_WAIT_S, force=options.break_lock)
         if lock.get("replaced"):
             listener.note(f"the lock of {lock['replaced'].get('owner')} was stale or broken, and is replaced")
-        return _replace_release(client, release, device, transport, options, listener, sign, warnings, started)
+        report = _replace_release(client, release, device, transport, options, listener, sign, warnings, started)
+    return replace(report, emulator=facts.emulator)
 
 
 def name_owner() -> str:

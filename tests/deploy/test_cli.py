@@ -18,10 +18,16 @@ import pexpect
 import pytest
 
 import packager.wheelhouse
+from edgeawq.cli import profile_measure
 from edgeawq.cli.main import main
+from edgeawq.cli.push import should_measure
+from edgeawq.deploy.push import PushReport
+from edgeawq.profiling.history import load_history, profile_folder
+from edgeawq.profiling.schema import Profile
 from tests.deploy.fakes import make_bundle, make_site
 from tests.deploy.invariants import answer
 from tests.deploy.sshd import SshServer, free_port, make_key
+from tests.profiling.example import make_profile
 
 # The command line, with a site folder that needs no wheels.
 MAIN = textwrap.dedent(
@@ -273,3 +279,56 @@ def test_nothing_is_pinned_where_that_is_not_wanted(shell: Shell, server: SshSer
     shell.good("key", "init", "--no-passphrase")
     add(shell, server, "--no-trust")
     assert not (server.home / ".edgeawq" / "trust.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "watched", "changed", "emulator", "measured"),
+    [
+        (None, True, True, "", True),
+        (None, False, True, "", False),  # a script does not wait for what it has not asked for
+        (None, True, False, "", False),
+        (None, True, True, "qemu-aarch64", False),
+        (True, False, False, "qemu-aarch64", True),
+        (False, True, True, "", False),
+    ],
+)
+def test_a_new_release_is_measured_where_somebody_is_there_to_wait(
+    wanted: bool | None, watched: bool, changed: bool, emulator: str, measured: bool
+) -> None:
+    report = PushReport(
+        device="pi4",
+        address="pi4",
+        release="0" * 16,
+        previous=None,
+        changed=changed,
+        dry_run=False,
+        files=1,
+        total_bytes=1,
+        files_sent=1,
+        bytes_sent=1,
+        wire_bytes=1,
+        channels=1,
+        upload_s=0.0,
+        health={},
+        health_s=0.0,
+        emulator=emulator,
+    )
+    assert should_measure(wanted, report, is_watched=watched) is measured
+
+
+def test_what_was_measured_after_a_push_is_kept_for_status(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The measurement itself has tests of its own."""
+    asked = []
+
+    def measure(name: str, **more: object) -> Profile:
+        asked.append((name, more["amount"]))
+        return make_profile(name=name)
+
+    monkeypatch.setattr(profile_measure, "measure_device_named", measure)
+    bundle, cache = str(make_bundle(tmp_path / "one")), tmp_path / "cache"
+    assert shell.run("push", "localhost", bundle, "--measure", EDGEAWQ_CACHE=str(cache)).returncode == 0
+    assert asked == [("localhost", "quick")]
+    kept = load_history(profile_folder(cache / "profiles", "localhost"))
+    assert [profile.device.name for profile in kept] == ["localhost"]

@@ -118,6 +118,20 @@ def test_what_is_missing_is_zero_or_empty() -> None:
     assert facts.memory_bytes == 0 and facts.pythons == ()
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("/usr/libexec/qemu-binfmt/qemu-aarch64-static", "qemu-aarch64"),
+        ("/usr/bin/qemu-aarch64\n", "qemu-aarch64"),
+        ("/usr/bin/readlink", ""),
+        ("/home/qemu-fan/readlink", ""),
+        ("", ""),
+    ],
+)
+def test_knows_an_emulator(text: str, name: str) -> None:
+    assert parse_facts({"emulator": text}).emulator == name
+
+
 def test_reads_only_lines_that_describe_a_python() -> None:
     text = "bash: python3.10: not found\n/usr/bin/python3 3.9.2 32 armv7l glibc-2.31\n- 3.11.0 64 x y\n"
     assert [python.version for python in parse_pythons(text)] == [(3, 9, 2)]
