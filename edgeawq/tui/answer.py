@@ -45,7 +45,7 @@ def catch_interrupt() -> Iterator[StopRequest]:
 
 @contextmanager
 def quiet_terminal() -> Iterator[None]:
-    """Keys pressed while an answer is written are kept for the next prompt and not echoed into the answer."""
+    """Keys pressed while no prompt is shown are kept for the next one, and not echoed into an answer."""
     if not sys.stdin.isatty():
         yield
         return

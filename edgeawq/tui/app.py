@@ -42,19 +42,26 @@ class ChatApp:
         is_first_time = not history_file.exists()
         prompt = ChatPrompt(open_history(history_file), lambda: describe_status(self._session, self._console.width - 1))
         self._greet(is_first_time)
-        while True:
-            try:
-                text = prompt.ask()
-            except EOFError:
-                return 0
-            command = parse_command(text)
-            if command is None:
-                self._answer(unescape_message(text))
-                continue
-            outcome = run_command(self._session, *command)
-            if outcome.quits:
-                return 0
+        # Also between an answer and the next prompt, which takes a moment on a slow device.
+        with quiet_terminal():
+            while self._take_turn(prompt):
+                pass
+        return 0
+
+    def _take_turn(self, prompt: ChatPrompt) -> bool:
+        """One message or command; False when the person quits."""
+        try:
+            text = prompt.ask()
+        except EOFError:
+            return False
+        command = parse_command(text)
+        if command is None:
+            self._answer(unescape_message(text))
+            return True
+        outcome = run_command(self._session, *command)
+        if not outcome.quits:
             self._console.print(Text(strip_controls(outcome.text), "yellow" if outcome.is_error else "dim"))
+        return not outcome.quits
 
     def _greet(self, is_first_time: bool) -> None:
         engine = self._session.engine
@@ -68,7 +75,7 @@ class ChatApp:
         region = LiveRegion(sys.stdout, self._console)
         stream = MarkdownStream(self._console, self._text_width())
         problem = ""
-        with catch_interrupt() as cancelled, quiet_terminal():
+        with catch_interrupt() as cancelled:
             try:
                 reason = self._stream_answer(question, stream, region, cancelled)
                 problem = describe_last(self._session, reason)

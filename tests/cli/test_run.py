@@ -149,10 +149,10 @@ def test_system_and_raw(run: Run) -> None:
 def test_engine_options_arrive(run: Run, opened: list[dict[str, Any]], tmp_path: Path) -> None:
     run("--prompt", "hi", "--threads", "3", "--context-length", "99", "--activations", "float", "--kv-bits", "8")
     given = {"bundle": tmp_path, "n_threads": 3, "context_length": 99, "activations": "float", "kv_bits": 8}
-    assert opened == [given]
+    assert opened == [given | {"give_way": True}]
     run("--prompt", "hi")
     usual = {"bundle": tmp_path, "n_threads": 0, "context_length": None, "activations": "int8", "kv_bits": 0}
-    assert opened[1] == usual
+    assert opened[1] == usual | {"give_way": True}
 
 
 def test_threads_that_were_measured_once_are_used_from_then_on(

@@ -210,8 +210,9 @@ def test_a_plan_that_makes_no_sense(changes: dict[str, Any]) -> None:
 def test_as_many_channels_as_the_device_allows() -> None:
     session = FakeProcess(line(**GREETING) + line(ok=True, folder="/r/lock", secret="s" * 32))
     good, bad = FakeProcess(line(ok=True, joined=True)), FakeProcess(b"", code=1)
-    client = connect(session, good, bad, FakeProcess(line(ok=True, joined=True)))
-    assert [link.process for link in client.join(3)] == [good]
+    join = connect(session, good, bad).invite()
+    links = [join(), join()]
+    assert links[0] is not None and links[0].process is good and links[1] is None
     assert good.written == b"s" * 32 and bad.terminated and not good.terminated
 
 

@@ -25,9 +25,9 @@ OPERATIONS: dict[MemoryKind, tuple[int, int]] = {  # number of the operation, ar
 
 
 def choose_arena(caches: Sequence[CacheFacts], available_bytes: int) -> int:
-    """Bytes of the largest working set: four times the largest cache, within reason and a quarter of free memory."""
+    """Bytes of the largest working set: eight times the largest cache, within reason and a quarter of free memory."""
     largest = max((cache.bytes for cache in caches), default=0)
-    wanted = min(max(LEAST_ARENA, 4 * largest), MOST_ARENA)
+    wanted = min(max(LEAST_ARENA, 8 * largest), MOST_ARENA)
     return max(min(wanted, available_bytes // 4) >> 20 << 20, 4 << 20)
 
 

@@ -25,12 +25,18 @@ def find_roofs(
 ) -> tuple[Roof, ...]:
     """The best read rate of each level of memory and the best rate of each kind of arithmetic, over all threads.
 
-    A cache counts where the working set clearly fits and clearly leaves the cache before; memory, where it is at
-    least twice as large as all caches, or the largest that was measured.
+    A cache counts where the working set clearly fits and clearly leaves the cache before; memory, at the largest
+    working set of each number of threads: a part of any smaller one may stay in the last cache.
     """
     roofs = []
+    reads = [point for point in memory if point.kind == "read"]
+    widest: dict[int, int] = {}
+    for point in reads:
+        widest[point.threads] = max(point.bytes, widest.get(point.threads, 0))
     for name in [f"L{cache.level}" for cache in caches] + [DRAM]:
-        points = [point for point in memory if point.kind == "read" and _is_typical(point, name, caches)]
+        points = [point for point in reads if _is_typical(point, name, caches)]
+        if name == DRAM:
+            points = [point for point in points if point.bytes == widest[point.threads]]
         if points:
             best = max(points, key=lambda point: point.bytes_per_second.median)
             roofs.append(Roof("memory", name, best.threads, best.bytes_per_second.median, None))

@@ -133,8 +133,11 @@ def test_gc_copes_with_what_has_no_business_there(wire: Wire, root: Path) -> Non
 def test_a_release_that_is_running_is_not_removed(wire: Wire, root: Path) -> None:
     first = install(root)
     environment = {**os.environ, "PYTHONPATH": str(root / "releases" / first / "site")}
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment)
+    program = [sys.executable, "-c", "print('here', flush=True); input()"]
+    child = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     try:
+        assert child.stdout is not None
+        child.stdout.readline()  # its environment is not there to be read at once
         assert first in running_releases(Home(str(root)))
         install(root)
         install(root)

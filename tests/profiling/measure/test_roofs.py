@@ -81,6 +81,7 @@ def test_each_level_has_the_best_rate_of_sets_that_clearly_lie_in_it() -> None:
         read_point(1, 128 << 10, 40e9),
         read_point(4, 512 << 10, 60e9),
         read_point(1, 64 << 20, 5e9),
+        read_point(4, 32 << 20, 8e9),  # a cache of another level keeps a part of it
         read_point(4, 64 << 20, 6e9),
         BandwidthPoint("copy", 4, 64 << 20, "DRAM", summarize([99e9])),
     ]
