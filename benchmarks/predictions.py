@@ -4,8 +4,9 @@
 
 A model of none of these shapes (360M) is profiled with `edgeawq profile`, or was before (--profile). From the cost of
 its operations, and from nothing else, `edgeawq plan` predicts decode of every shape; the predictions are printed before
-any of the shapes is run. Then all of them are run in turn, with random weights, in the runtime's own loop with its
-sampling. The table is Markdown. Bundles and the profile are kept in DIR.
+any of the shapes is run. Then all of them are run, with random weights, in the runtime's own loop with its sampling.
+That is repeated, with a new profile each time: where a machine's memory is shared with others, its speed changes within
+minutes. The table is Markdown. Bundles and the profile are kept in DIR.
 """
 
 from __future__ import annotations
@@ -89,15 +90,22 @@ def measure_decode(bundle: Path, shape: str, threads: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def make_row(prediction: Prediction, speeds: Sequence[float]) -> str:
-    """A line of the table; the last column is the measured median over the expectation."""
-    median = statistics.median(speeds)
-    spread = f"{median:.3g} ({min(speeds):.3g} … {max(speeds):.3g})"
-    error = f"{100 * (median / prediction.expected - 1):+.0f} %"
-    size = f"{prediction.bytes_per_token / 1e6:,.0f} MB"
-    return (
-        f"| {prediction.shape} | {size} | {prediction.ceiling:.3g} | {prediction.expected:.3g} | {spread} | {error} |"
-    )
+def make_row(predictions: Sequence[Prediction], speeds: Sequence[float]) -> str:
+    """A line of the table; the last column is each measurement over the expectation before it."""
+    sizes = f"{predictions[0].bytes_per_token / 1e6:,.0f} MB"
+    expected = [prediction.expected for prediction in predictions]
+    ceilings = f"{statistics.median(prediction.ceiling for prediction in predictions):.3g}"
+    errors = list_errors(predictions, speeds)
+    error = f"{statistics.median(errors):+.0%} ({min(errors):+.0%} … {max(errors):+.0%})"
+    return f"| {predictions[0].shape} | {sizes} | {ceilings} | {show(expected)} | {show(speeds)} | {error} |"
+
+
+def show(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3g} ({min(values):.3g} … {max(values):.3g})"
+
+
+def list_errors(predictions: Sequence[Prediction], speeds: Sequence[float]) -> list[float]:
+    return [speed / prediction.expected - 1 for prediction, speed in zip(predictions, speeds, strict=True)]
 
 
 def describe_profile(profile: Profile, threads: int) -> str:
@@ -129,26 +137,29 @@ def main() -> None:
         write_bundle(SHAPES[name], bundles[name], bits=BITS, head_bits=HEAD_BITS)
     if options.profile is None:
         write_bundle(CALIBRATING, bundles[CALIBRATING.name], bits=BITS, head_bits=HEAD_BITS)
-        profile = measure_profile(bundles[CALIBRATING.name], options.threads)
-    else:
-        profile = read_profile(options.profile)
-    if profile.model is not None and profile.model.name in names:
-        parser.error(f"the profile is of {profile.model.name}, which is to be predicted: give one of another shape")
-    predictions = [predict(profile, name) for name in names]
-    print(describe_profile(profile, options.threads))
-    for prediction in predictions:
-        way = "from the cost of each operation" if prediction.is_from_costs else "from the share of the roof"
-        print(f"{prediction.shape}: {prediction.expected:.3g} tokens/s expected, {way}", flush=True)
+    predictions: dict[str, list[Prediction]] = {name: [] for name in names}
     speeds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(options.repetitions):
+        if options.profile is None:
+            profile = measure_profile(bundles[CALIBRATING.name], options.threads)
+        else:
+            profile = read_profile(options.profile)
+        if profile.model is not None and profile.model.name in names:
+            parser.error(f"the profile is of {profile.model.name}, which is to be predicted: give one of another shape")
+        print(describe_profile(profile, options.threads))
+        for name in names:
+            prediction = predict(profile, name)
+            predictions[name].append(prediction)
+            way = "from the cost of each operation" if prediction.is_from_costs else "from the share of the roof"
+            print(f"{prediction.shape}: {prediction.expected:.3g} tokens/s expected, {way}", flush=True)
         for name in names:
             speeds[name].append(measure_decode(bundles[name], name, options.threads))
-    print("\n| shape | read a token | at most | expected | measured, median (range) | measured to expected |")
+    print("\n| shape | read a token | at most | expected | measured | measured to expected |")
     print("|---|---:|---:|---:|---:|---:|")
-    for prediction in predictions:
-        print(make_row(prediction, speeds[prediction.shape]))
-    errors = [statistics.median(speeds[p.shape]) / p.expected - 1 for p in predictions]
-    print(f"\n{'all' if all(abs(error) <= WITHIN for error in errors) else 'NOT all'} within {WITHIN:.0%}")
+    for name in names:
+        print(make_row(predictions[name], speeds[name]))
+    middles = [statistics.median(list_errors(predictions[name], speeds[name])) for name in names]
+    print(f"\nMedian (range). {'All' if all(abs(m) <= WITHIN for m in middles) else 'NOT all'} within {WITHIN:.0%}")
 
 
 if __name__ == "__main__":
