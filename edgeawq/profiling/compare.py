@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgeawq.errors import UsageError
-from edgeawq.profiling.schema import Measurement, Profile
+from edgeawq.profiling.schema import Measurement, Profile, Roof
 from edgeawq.profiling.verdict_parts import DISTURBING
 
 Change = Literal["better", "worse", "same", "unknown"]
@@ -138,9 +138,10 @@ def list_metrics(profile: Profile) -> Iterable[Metric]:
                 True,
                 Measurement(rate, rate, rate, rate, rate, 1),
             )
-    for level in dict.fromkeys(p.level for p in profile.memory if p.kind == "read"):
-        reads = [p.bytes_per_second for p in profile.memory if p.kind == "read" and p.level == level]
-        yield Metric(f"memory.{level}", f"read from {level}", "B/s", True, max(reads, key=lambda m: m.median))
+    for roof in profile.roofs:
+        if roof.kind == "memory" and roof.bytes_per_second:
+            read = _find_measurement(profile, roof, roof.bytes_per_second)
+            yield Metric(f"memory.{roof.name}", f"read from {roof.name}", "B/s", True, read)
     for kind in dict.fromkeys(p.kind for p in profile.compute):
         rates = [p.ops_per_second for p in profile.compute if p.kind == kind]
         yield Metric(f"compute.{kind}", f"peak {kind}", "op/s", True, max(rates, key=lambda m: m.median))
@@ -150,6 +151,14 @@ def list_metrics(profile: Profile) -> Iterable[Metric]:
     for storage in profile.storage:
         if storage.cache_bypassed:
             yield Metric("storage", "read from storage", "B/s", True, storage.bytes_per_second)
+
+
+def _find_measurement(profile: Profile, roof: Roof, rate: float) -> Measurement:
+    """What a memory's roof was taken from."""
+    for point in profile.memory:
+        if point.kind == "read" and point.threads == roof.threads and point.bytes_per_second.median == rate:
+            return point.bytes_per_second
+    return Measurement(rate, rate, rate, rate, rate, 1)
 
 
 _FACTS: tuple[tuple[str, Callable[[Profile], str]], ...] = (

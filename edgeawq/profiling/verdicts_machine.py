@@ -58,10 +58,8 @@ def judge_saturation(profile: Profile) -> Iterable[Verdict]:
     reads = [point for point in profile.memory if point.kind == "read" and point.level == "DRAM"]
     if not reads:
         return
-    by_threads: dict[int, float] = {}
-    for point in reads:
-        rate = point.bytes_per_second.median
-        by_threads[point.threads] = max(rate, by_threads.get(point.threads, 0.0))
+    # the largest working set: of smaller ones a cache may keep a part
+    by_threads = {p.threads: p.bytes_per_second.median for p in sorted(reads, key=lambda p: p.bytes)}
     best, most = max(by_threads.values()), max(by_threads)
     enough = min(threads for threads, rate in by_threads.items() if rate >= SATURATED * best)
     if enough < most:
