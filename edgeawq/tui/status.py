@@ -32,9 +32,10 @@ def describe_progress(n_done: int, n_total: int) -> str:
     return f"reading {n_done}/{n_total} tokens" if n_total > 256 else "thinking …"
 
 
-def describe_fewer_threads(n_steps: int) -> list[tuple[str, str]]:
-    """A row for /stats when the decoder has left a core to another program."""
-    return [("fewer threads", f"for {n_steps} tokens: something else used a core")] if n_steps else []
+def describe_decode(stats: GenerationStats, n_fewer: int) -> str:
+    """The speed of writing; n_fewer: tokens so far for which the decoder has left a core to another program."""
+    fewer = f", {n_fewer} tokens on fewer threads" if n_fewer else ""
+    return f"{stats.decode_tokens_per_s:.1f} tokens/s{fewer}"
 
 
 def describe_stats(session: ChatSession) -> list[tuple[str, str]]:
@@ -56,8 +57,7 @@ def describe_stats(session: ChatSession) -> list[tuple[str, str]]:
     return [
         *rows,
         ("last answer", f"{stats.generated_tokens} tokens in {stats.decode_s:.2f} s"),
-        ("decode", f"{stats.decode_tokens_per_s:.1f} tokens/s"),
-        *describe_fewer_threads(engine.decoder.steps_with_fewer_threads),
+        ("decode", describe_decode(stats, engine.decoder.steps_with_fewer_threads)),
         ("prompt", f"{stats.prompt_tokens} tokens read, {stats.reused_tokens} kept from before"),
         ("prefill", f"{stats.prefill_tokens_per_s:.1f} tokens/s"),
         ("first token", f"{stats.time_to_first_token_s:.2f} s"),
