@@ -135,6 +135,7 @@ def write_calibration(
         return write_texts(decoder, task, length, count)
 
     token_ids = torch.cat(workers.run(write, tasks))
+    on_progress(n_texts * length, n_texts * length)  # the prompts' tokens are not counted while it writes
     order = torch.randperm(n_texts, generator=torch.Generator().manual_seed(seed))
     sequences = pack_sequences(token_ids[order].flatten().numpy(), seqlen)
     return CalibrationSet(sequences, SOURCE, n_texts, int(token_ids.numel()))
