@@ -33,8 +33,9 @@ def command() -> None:
     """Measure a device and the model on it; show and compare what was measured.
 
     TARGET is the name of a device that something was pushed to, or a bundle's folder to measure on this machine.
-    Without one, this machine and the embedded model are measured; that takes one to two minutes here, and longer on a
-    small device (--quick: a third). Ctrl-C ends it early and keeps what is there.
+    Without one, this machine and the embedded model are measured; that takes one to two minutes here, after some
+    minutes to quantize the model the first time, and longer on a small device (--quick: a third). Ctrl-C ends it early
+    and keeps what is there.
 
     \b
     Example:
