@@ -88,7 +88,10 @@ class ModelMeasurer:
             Stage("prefill", 2 * budget.phase_s, self._measure_prefill),
             *(Stage(f"context of {n} tokens", 1.5 * budget.speed_s, self._at_context(n)) for n in contexts),
             *(Stage(f"prompt of {n} tokens", n / 200, self._at_prompt(n)) for n in prompts),
-            *(Stage(f"decode with {n} threads", 1.5 * budget.speed_s, self._with_threads(n)) for n in cpus),
+            *(
+                Stage(f"decode with {n} thread{'s' if n > 1 else ''}", 1.5 * budget.speed_s, self._with_threads(n))
+                for n in cpus
+            ),
             *([Stage("energy", 8.0, self._measure_energy)] if self._sensors else []),
             Stage("cold start", 4.0 * budget.cold_starts, self._measure_cold_starts),
         ]
