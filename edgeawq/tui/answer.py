@@ -56,6 +56,7 @@ def quiet_terminal() -> Iterator[None]:
     changed = termios.tcgetattr(descriptor)
     changed[0] &= ~termios.ICRNL  # Enter stays what the prompt takes for Enter
     changed[3] &= ~(termios.ECHO | termios.ICANON)
+    changed[3] |= termios.NOFLSH  # Ctrl-C stops the answer, it does not throw away what was typed
     changed[6][termios.VSUSP] = b"\x00"  # stopping the program in the middle would leave the terminal like this
     termios.tcsetattr(descriptor, termios.TCSANOW, changed)
     try:

@@ -54,13 +54,8 @@ def test_another_model_is_no_past() -> None:
 
 def test_memory_is_watched_whatever_the_model() -> None:
     slow = make_profile(created="2026-02-01T00:00:00Z", model=False)
-    memory = tuple(
-        replace(p, bytes_per_second=replace(p.bytes_per_second, median=5e9, minimum=5e9, lower_quartile=5e9))
-        if p.level == "DRAM"
-        else p
-        for p in slow.memory
-    )
-    health = judge_health([*past(2), replace(slow, memory=memory)])
+    roofs = tuple(replace(roof, bytes_per_second=5e9) if roof.name == "DRAM" else roof for roof in slow.roofs)
+    health = judge_health([*past(2), replace(slow, roofs=roofs)])
     assert health is not None and [drop.title for drop in health.drops] == ["read from DRAM"]
     assert health.decode_tokens_per_s is None and health.share_of_expected is None
 
