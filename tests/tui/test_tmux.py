@@ -121,7 +121,9 @@ def test_resizing_during_an_answer_loses_nothing(start: Start, size: tuple[int, 
     pane.resize(*size)
     pane.wait_for(lambda rows: "line 40" in rows and is_asking(rows))
     rows = [row for row in pane.read(everything=True) if row.startswith("line ") and "," not in row]
-    assert rows == [f"line {index}" for index in range(1, 41)]
+    assert list(dict.fromkeys(rows)) == [f"line {index}" for index in range(1, 41)]
+    # tmux wraps its rows anew before it tells the program: a row drawn in between may stand there twice, but only one.
+    assert len(rows) <= 41
 
 
 def test_ctrl_c_and_ctrl_d(start: Start) -> None:
