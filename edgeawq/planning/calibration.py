@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from edgeawq.checkpoints.config import ModelConfig
 from edgeawq.planning.device import Figure, PlanDevice, with_measured
 from edgeawq.planning.predict import Speed, Work
+from edgeawq.planning.staircase import Staircase, fit_staircase
 from edgeawq.profiling.schema import ModelProfile, PhasePoint, Profile
 from edgeawq.profiling.verdict_parts import DISTURBING, count_threads, find_operation, find_phase
 
@@ -20,16 +21,25 @@ class Calibration:
 
     weights_bytes_per_s: float
     weights_bytes: int  # of the model that was measured
-    is_from_cache: bool  # its matrices were read faster than DRAM gives
+    is_from_cache: bool  # its matrices were read faster than DRAM gives, and how a cache helps was not measured
     per_attended_s: float  # one multiply-add of scores or values
     per_feature_s: float  # norms and quantizing, for one layer's feature of the residual stream
     per_layer_s: float  # waiting at the barriers
     per_token_s: float  # sampling and Python
     source: str
+    staircase: Staircase | None = None  # of the memory, where the measured model is larger than the caches
 
     def applies_to(self, weights_bytes: int) -> bool:
         """Whether the rate says something of a model that reads so much: a cache does not grow with the model."""
         return not self.is_from_cache or weights_bytes <= LARGER * self.weights_bytes
+
+    def weights_s(self, weights_bytes: int) -> float:
+        """Seconds to go through the matrices of a model once: as fast as the measured one's, or as memory allows."""
+        seconds = weights_bytes / self.weights_bytes_per_s
+        # Of a smaller set memory would give more; whether the kernels could take more was not measured.
+        if self.staircase is None or weights_bytes <= self.weights_bytes:
+            return seconds
+        return max(seconds, self.staircase.seconds(weights_bytes))
 
 
 def calibrate(profile: Profile) -> Calibration | None:
@@ -51,17 +61,19 @@ def calibrate(profile: Profile) -> Calibration | None:
     if linear_s <= 0 or linear_bytes <= 0:
         return None
     rows = sum(seconds.get(kind, 0.0) for kind in ("norm", "quantize", "merge", "embedding"))
-    roof = profile.roof("memory", "DRAM")
-    dram = None if roof is None else roof.bytes_per_second
+    staircase = fit_staircase(profile, model.threads)
+    if staircase is not None and linear_bytes < staircase.smallest_bytes:
+        staircase = None
     return Calibration(
         weights_bytes_per_s=linear_bytes / linear_s,
         weights_bytes=linear_bytes,
-        is_from_cache=dram is not None and linear_bytes / linear_s > dram,
+        is_from_cache=staircase is None and _is_above_dram(profile, linear_bytes / linear_s),
         per_attended_s=scale * seconds.get("attention", 0.0) / attended if attended else 0.0,
         per_feature_s=scale * rows / (n_layers * hidden),
         per_layer_s=scale * seconds.get("barrier", 0.0) / n_layers,
         per_token_s=scale * (seconds.get("sampling", 0.0) + seconds.get("python", 0.0)),
         source=f"measured with {model.name} {_describe_time(profile)}",
+        staircase=staircase,
     )
 
 
@@ -71,7 +83,7 @@ def predict_calibrated(
     """Seconds of a token of another model on the calibrated device; never below the ceiling."""
     attended = 4 * config.n_layers * config.n_heads * config.head_dim * position
     expected = (
-        weights_bytes / calibration.weights_bytes_per_s
+        calibration.weights_s(weights_bytes)
         + attended * calibration.per_attended_s
         + config.n_layers * (config.hidden_size * calibration.per_feature_s + calibration.per_layer_s)
         + calibration.per_token_s
@@ -96,6 +108,11 @@ def apply_measured(device: PlanDevice, profile: Profile) -> PlanDevice:
         decode = _efficiency(find_phase(profile.model, "decode"), "bytes", bandwidth.value, source)
         prefill = _efficiency(find_phase(profile.model, "prefill"), "operations", peak.value if peak else None, source)
     return with_measured(device, bandwidth=bandwidth, decode=decode, peak=peak, prefill=prefill)
+
+
+def _is_above_dram(profile: Profile, bytes_per_s: float) -> bool:
+    roof = profile.roof("memory", "DRAM")
+    return roof is not None and roof.bytes_per_second is not None and bytes_per_s > roof.bytes_per_second
 
 
 def _describe_time(profile: Profile) -> str:

@@ -49,7 +49,7 @@ def test_measured_roofs_take_the_place_of_the_profiles() -> None:
 def test_a_rate_from_the_cache_says_nothing_of_a_larger_model() -> None:
     profile = make_profile()
     roofs = tuple(replace(r, bytes_per_second=8e9) if r.name == "DRAM" else r for r in profile.roofs)
-    cached = replace(profile, roofs=roofs)
+    cached = replace(profile, roofs=roofs, memory=())
     calibration = calibrate(cached)
     assert calibration is not None and calibration.is_from_cache
     device = apply_measured(describe_device(load_profile("pi5")), cached)
