@@ -73,9 +73,13 @@ demo: $(VENV)/host.stamp
 	@$(DEVICE) $(BIN)/edgeawq chat localhost --temperature 0 --prompt '$(QUESTION)'
 	@echo
 	@echo '== It runs. Go on with:'
-	@echo '   $(BIN)/edgeawq chat $(DEMO)/smollm2.edgeawq              # a chat in this terminal'
-	@echo '   $(DEVICE) $(BIN)/edgeawq status localhost   # what runs on the device'
-	@echo '   $(BIN)/edgeawq device add pi4 pi@raspberrypi.local     # a board of yours'
+	@echo 'A chat in this terminal:'
+	@echo '   $(BIN)/edgeawq chat $(DEMO)/smollm2.edgeawq'
+	@echo 'What runs on the "device":'
+	@echo '   export $(DEVICE)'
+	@echo '   $(BIN)/edgeawq status localhost'
+	@echo 'A board of yours:'
+	@echo '   $(BIN)/edgeawq device add pi4 pi@raspberrypi.local'
 	@echo '   $(BIN)/edgeawq push pi4 $(DEMO)/smollm2-awq && $(BIN)/edgeawq chat pi4'
 
 test: $(VENV)/servers.stamp

@@ -83,7 +83,7 @@ def find_bundle(target: str, inventory: str | None = None) -> Path | None:
 def build_remote_arguments(options: dict[str, Any]) -> list[str]:
     """The same options for the `edgeawq chat` that runs on the device."""
     names = ("prompt", "system", "max_tokens", *SAMPLING_NAMES, *ENGINE_NAMES, *SESSION_NAMES)
-    flags = [f"--{name.replace('_', '-')}" for name in ("cache_prompt", "jit") if options[name]]
+    flags = [f"--{name.replace('_', '-')}" for name in ("cache_prompt", "jit", "verify") if options[name]]
     return flags + [f"--{name.replace('_', '-')}={options[name]}" for name in names if options[name] is not None]
 
 

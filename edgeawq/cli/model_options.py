@@ -55,6 +55,9 @@ _ENGINE_OPTIONS = (
         help="Elements of the KV cache: 16 bits (default), or 8 for half the memory.",
     ),
     click.option("--jit", is_flag=True, help="Build kernels for a CPU that the bundle has none for; needs numba."),
+    click.option(
+        "--verify", is_flag=True, help="Compare the bundle's hashes first; otherwise only sizes and places are checked."
+    ),
 )
 _SESSION_OPTIONS = (
     click.option(
@@ -86,7 +89,7 @@ def sampling_options(function: Function) -> Function:
 
 
 def engine_options(function: Function) -> Function:
-    """Add --threads, --cpu-affinity, --context-length, --activations, --kv-bits and --jit."""
+    """Add --threads, --cpu-affinity, --context-length, --activations, --kv-bits, --jit and --verify."""
     for option in reversed(_ENGINE_OPTIONS):
         function = option(function)
     return function
@@ -139,6 +142,10 @@ def open_model_engine(bundle: Path, options: Mapping[str, Any]) -> Engine:
     """Open the bundle with the values of `engine_options`."""
     from edgeawq.runtime.engine import open_engine
 
+    if options["verify"]:
+        from packager.manifest import read_manifest, verify_files
+
+        verify_files(check_bundle_folder(bundle), read_manifest(bundle))
     built = build_kernel(bundle, options)
     return open_engine(
         bundle,

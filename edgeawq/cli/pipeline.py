@@ -170,7 +170,7 @@ def _quantize(reference: str, folder: Path, console: Console, quiet: bool) -> No
 
     The command says itself what went wrong; this one then ends with the same exit code.
     """
-    command = [sys.executable, "-m", "edgeawq", "quantize", reference, "-o", str(folder)]
+    command = [sys.executable, "-m", "edgeawq", "quantize", reference, "-o", str(folder), "--as-a-step"]
     root = str(Path(edgeawq.__file__).resolve().parent.parent)
     search_path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     done = subprocess.run(

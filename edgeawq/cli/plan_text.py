@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -41,7 +43,14 @@ def print_plan(console: Console, plan: Plan, model: str, *, show_all: bool) -> N
     if commands:
         console.print("\n[bold]To go on[/]")
         for line in commands:
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            console.print(wrap_command(line, console.width - 2), highlight=False, markup=False, soft_wrap=True)
+
+
+def wrap_command(line: str, width: int) -> str:
+    """A command, indented, over as many lines as `width` needs; a shell takes them all at once."""
+    kept = re.sub(r"(?<= )(--?[a-z-]+) (?!-)", "\\1\0", line)  # an option stays with its value; no space for textwrap
+    parts = textwrap.wrap(kept, width - 4, break_long_words=False, break_on_hyphens=False)
+    return "  " + " \\\n      ".join(parts).replace("\0", " ")
 
 
 def make_table(plan: Plan, *, show_all: bool) -> Table:

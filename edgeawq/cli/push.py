@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -226,6 +228,14 @@ def choose_profile(device: Device, facts: DeviceFacts) -> str:
     return detection.profile
 
 
+def name_local_root(device: str) -> str:
+    """What a command for `localhost` needs before it to find the same releases."""
+    from edgeawq.deploy.inventory import LOCAL_DEVICE
+
+    root = os.environ.get("EDGEAWQ_LOCAL_ROOT")
+    return f"EDGEAWQ_LOCAL_ROOT={shlex.quote(root)} " if root and device == LOCAL_DEVICE else ""
+
+
 def _print(report: PushReport) -> None:
     from edgeawq.cli.console import get_console
 
@@ -261,4 +271,4 @@ def _print(report: PushReport) -> None:
         say(f"{report.device} runs release {report.release} already; nothing was switched")
     if report.removed_releases:
         say(f"removed old releases: {', '.join(report.removed_releases)}")
-    say(f"done in {report.seconds:.1f} s. Next: edgeawq chat {report.device}")
+    say(f"done in {report.seconds:.1f} s. Next: {name_local_root(report.device)}edgeawq chat {report.device}")

@@ -150,6 +150,7 @@ def split_override(text: str) -> tuple[str, int]:
 @click.option("--threads", type=int, default=0, help="Threads; 0 takes every CPU.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier checkpoint of edgeawq.")
 @click.option("--json", "as_json", is_flag=True, help="Write the report as JSON.")
+@click.option("--as-a-step", "is_step", is_flag=True, hidden=True)  # of a push: what comes next is not the user's
 def command(
     model: str,
     output: Path,
@@ -176,6 +177,7 @@ def command(
     threads: int,
     overwrite: bool,
     as_json: bool,
+    is_step: bool,
 ) -> None:
     """Turn a float model into a quantized checkpoint.
 
@@ -242,7 +244,7 @@ def command(
         console.print(f"[yellow]note:[/] {note}", highlight=False)
     if report.blocks:
         console.print(make_layer_table(report))
-    console.print(make_summary(report, output, choose_next(checkpoint, settings, model, output)))
+    console.print(make_summary(report, None if is_step else output, choose_next(checkpoint, settings, model, output)))
 
 
 def choose_next(checkpoint: Checkpoint, settings: QuantizeSettings, model: str, output: Path) -> str:
@@ -268,9 +270,11 @@ def connect(address: str | None) -> Iterator[Cluster | None]:
 
 def make_bar(console: object) -> Bar:
     """A progress bar with time left, memory, and a word on the last step; fits 80 columns."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    return Progress(
+    from edgeawq.cli.progress import LateBar
+
+    return LateBar(
         TextColumn("{task.description}"),
         BarColumn(bar_width=10),
         MofNCompleteColumn(),

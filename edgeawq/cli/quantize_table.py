@@ -71,13 +71,14 @@ def short(value: float) -> str:
     return f"{value:.1f}" if size < 9.95 else f"{value:.0f}"
 
 
-def make_summary(report: QuantizationReport, output: Path, next_command: str) -> Table:
-    """What was made, where, how good it is, and what to do with it."""
+def make_summary(report: QuantizationReport, output: Path | None, next_command: str) -> Table:
+    """What was made, where, how good it is, and what to do with it; the two of them only where `output` is given."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
     settings = report.settings
-    table.add_row("checkpoint", str(output))
+    if output is not None:
+        table.add_row("checkpoint", str(output))
     groups = "one group a row" if report.group_size < 0 else f"groups of {report.group_size}"
     kind = ", symmetric" if settings.is_symmetric else ""
     bits = f"{settings.bits} bits" if settings.target_bpw is None else f"{settings.target_bpw:g} bits on average"
@@ -105,7 +106,8 @@ def make_summary(report: QuantizationReport, output: Path, next_command: str) ->
         table.add_row("perplexity", f"{figures} ({report.evaluation.n_tokens} tokens of {report.evaluation.text})")
     if report.starved_experts:
         table.add_row("starved experts", describe_starved(report))
-    table.add_row("next", next_command)
+    if output is not None:
+        table.add_row("next", next_command)
     return table
 
 

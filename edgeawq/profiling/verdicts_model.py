@@ -22,6 +22,7 @@ from edgeawq.profiling.verdict_parts import (
     over,
 )
 
+ABOVE_PEAK = 1.05  # more than two measurements of the same differ by
 GOOD_SHARE = 0.7  # of the roof: what is left is not worth much work
 LOW_SHARE = 0.5
 HEAD_SHARE = 0.15  # of a token's bytes
@@ -92,6 +93,15 @@ def judge_prefill(profile: Profile) -> Iterable[Verdict]:
     if not peak or not seconds:
         return
     rate = sum(op.operations for op in linears) / seconds
+    if rate > ABOVE_PEAK * peak:
+        yield Verdict(
+            "peak-too-low",
+            "hint",
+            f"A prompt's matrices ran at {100 * rate / peak:.0f} % of the measured peak, which was too low:"
+            " measure again while nothing else runs",
+            (f"{rate / 1e9:.3g} of {peak / 1e9:.3g} Gop/s", f"{phase.tokens_per_second.median:.0f} tokens/s"),
+        )
+        return
     yield Verdict(
         "prefill-compute-bound",
         "good" if rate / peak >= GOOD_SHARE else "hint",

@@ -111,7 +111,7 @@ class Page:
 def check_page(path: Path) -> None:
     """Raise, before any work is done, where a page cannot be made or written."""
     if importlib.util.find_spec("vl_convert") is None:
-        raise MissingExtraError("vl-convert-python", "report")
+        raise MissingExtraError("vl-convert-python", "host")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"{path} cannot be written: there is no such folder, or it is one", remedy="name a .html file")
 

@@ -76,7 +76,7 @@ def test_a_device_gets_the_same_options(chat: Chat, monkeypatch: pytest.MonkeyPa
 def test_remote_arguments_are_understood_by_this_very_command() -> None:
     options: dict[str, Any] = {parameter.name or "": None for parameter in command.params}
     options.update(prompt="a 'quoted' \"one\"", temperature=0.25, context_length=1024, activations="float", seed=0)
-    options.update(session="a b", on_full="shift", speculate="ngram", cache_prompt=True, jit=True)
+    options.update(session="a b", on_full="shift", speculate="ngram", cache_prompt=True, jit=True, verify=True)
     options.update(threads="auto", cpu_affinity="0-3")
     context = command.make_context("chat", ["target", *build_remote_arguments(options)])
     assert {**options, "target": "target"} == context.params

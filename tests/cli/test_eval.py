@@ -144,7 +144,7 @@ def test_a_page_without_its_package_is_refused_before_any_work(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vl_convert" else find(name))
     error = refuse(model, "--text", text, "--html", tmp_path / "page.html")
     assert isinstance(error, MissingExtraError)
-    assert error.remedy == "pip install 'edgeawq[report]'"
+    assert error.remedy == "pip install 'edgeawq[host]'"
     assert not list(tmp_path.iterdir())
 
 

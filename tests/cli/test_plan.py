@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from edgeawq.cli.main import main
 from edgeawq.cli.plan import parse_size
+from edgeawq.cli.plan_text import wrap_command
 from edgeawq.errors import UsageError
 from edgeawq.profiling.history import store_profile
 from tests.profiling.example import make_profile
@@ -43,7 +45,9 @@ def test_plan_for_several_devices_fits_80_columns(run: Any) -> None:
     assert (code, err) == (0, "")
     assert "Raspberry Pi 5" in out and "AGX Orin" in out
     assert "predicted" in out and "not measured" in out
-    assert "edgeawq quantize MODEL_FOLDER -o llama-2-7b-w4g128 --bits 4 --group-size 128" in out
+    assert "edgeawq quantize MODEL_FOLDER -o llama-2-7b-w4g128 --bits 4 --group-size 128" in out.replace(
+        "\\\n      ", ""
+    )
     tables = out.partition("To go on")[0].splitlines()
     assert max(map(len, tables)) <= 80
     assert not any("…" in line for line in tables)
@@ -114,6 +118,14 @@ def test_mistakes_are_explained(run: Any, arguments: tuple[str, ...], said: str)
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert said in err
+
+
+def test_commands_that_are_too_long_go_on_in_the_next_line() -> None:
+    line = "edgeawq quantize embedded:smollm2-135m-instruct -o " + " ".join(f"--option-{i} {i}" for i in range(9))
+    wrapped = wrap_command(line, 78)
+    assert max(map(len, wrapped.splitlines())) <= 80
+    assert shlex.split(wrapped.replace("\\\n", "")) == shlex.split(line)
+    assert wrap_command("edgeawq chat pi4", 78) == "  edgeawq chat pi4"
 
 
 def test_nothing_fits_says_what_is_missing(run: Any) -> None:

@@ -70,7 +70,7 @@ def test_without_the_charts_library_the_pip_command_is_said(
 ) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     code, _, err = run("profile", "show", files[0], "--html", tmp_path / "page.html")
-    assert code == 1 and "pip install 'edgeawq[report]'" in err
+    assert code == 1 and "pip install 'edgeawq[host]'" in err
 
 
 def test_compare_marks_regressions_and_can_fail(run: Any, files: tuple[Path, Path]) -> None:

@@ -177,6 +177,12 @@ def test_wrong_options_are_named_and_leave_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("use", [command, eval_command], ids=["quantize", "eval"])
+def test_a_missing_model_leaves_no_blank_line(tmp_path: Path, use: Any) -> None:
+    option = ("-o", tmp_path / "out") if use is command else ("--text", tmp_path / "text.txt")
+    assert run(tmp_path / "absent", *option, use=use).output == ""
+
+
 @pytest.mark.parametrize("option", ["--method", "--bits", "--group-size", "--head-bits", "--seqlen", "--calib-tokens"])
 def test_wrong_values_come_with_a_remedy(tmp_path: Path, model: Path, option: str) -> None:
     assert refuse(model, "-o", tmp_path / "out", option, "1").remedy

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edgeawq.cli.run import command
-from edgeawq.errors import UsageError
+from edgeawq.errors import EdgeawqError, UsageError
 from edgeawq.runtime import engine as engine_module
 from edgeawq.runtime.engine import Engine
 from packager.bundle import add_golden
@@ -50,6 +50,20 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: list[dict[str, 
 def test_the_answer_goes_to_standard_output(run: Run) -> None:
     result = run("--prompt", "Grüße 🙂")
     assert (result.return_value, result.stdout, result.stderr) == (0, "You said: Grüße 🙂\n", "")
+
+
+def test_a_damaged_bundle_is_found_when_asked(run: Run, opened: list[dict[str, Any]], tmp_path: Path) -> None:
+    pack_for_host(make_tiny_model(seed=3), tmp_path / "tiny.edgeawq")
+    for file in (tmp_path / "tiny.edgeawq").iterdir():
+        file.rename(tmp_path / file.name)
+    assert run("--prompt", "hi", "--verify").return_value == 0
+    weights = bytearray((tmp_path / "weights.bin").read_bytes())
+    weights[len(weights) // 2] ^= 0x10
+    (tmp_path / "weights.bin").write_bytes(weights)
+    assert run("--prompt", "hi").return_value == 0
+    error = run("--prompt", "hi", "--verify").exception
+    assert isinstance(error, EdgeawqError) and "weights.bin is damaged" in error.what
+    assert len(opened) == 2
 
 
 def test_the_prompt_may_come_from_a_pipe(run: Run) -> None:

@@ -15,7 +15,7 @@ from edgeawq.reports.page import write_page
 from tests.browser import Browser, check_readable
 from tests.profiling.example import make_profile
 
-pytest.importorskip("vl_convert", reason="the charts' library is not installed: pip install 'edgeawq[report]'")
+pytest.importorskip("vl_convert", reason="the charts' library is not installed: pip install 'edgeawq[host]'")
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 # The symbols that are drawn in a layer of a chart; those that are filtered out are not.

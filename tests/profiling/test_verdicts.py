@@ -107,6 +107,14 @@ def with_memory(memory_bytes: int) -> Profile:
     return replace(profile, device=replace(profile.device, memory_bytes=memory_bytes))
 
 
+def with_peak(ops_per_second: float) -> Profile:
+    profile = make_profile()
+    roofs = tuple(
+        replace(roof, ops_per_second=ops_per_second) if roof.kind == "compute" else roof for roof in profile.roofs
+    )
+    return replace(profile, roofs=roofs)
+
+
 CASES: list[tuple[str, Callable[[], Profile], Callable[[], Profile]]] = [
     ("disturbed", lambda: noted("busy"), lambda: noted("unsteady")),
     ("disturbed", lambda: noted("busy"), lambda: noted("emulated")),
@@ -123,6 +131,8 @@ CASES: list[tuple[str, Callable[[], Profile], Callable[[], Profile]]] = [
     ("matrices-in-cache", lambda: with_dram(6e9), make_profile),
     ("decode-compute-bound", lambda: with_decode_bound("compute"), make_profile),
     ("prefill-compute-bound", make_profile, lambda: with_decode_bound("memory")),
+    ("prefill-compute-bound", make_profile, lambda: with_peak(100e9)),
+    ("peak-too-low", lambda: with_peak(100e9), make_profile),
     ("narrow-head", lambda: with_head(8), lambda: with_head(4)),
     ("fewer-threads-faster", lambda: with_threads((1, 5), (2, 9.1), (4, 7.3)), lambda: with_threads((1, 5), (4, 9))),
     ("fewer-threads-enough", lambda: with_threads((2, 9), (4, 9.1)), lambda: with_threads((2, 7), (4, 9))),

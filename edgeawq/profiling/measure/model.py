@@ -229,8 +229,9 @@ class ModelMeasurer:
             point = _repeat_start(
                 self._bundle, self._bundle / weights.path, self._n_threads, self._budget.cold_starts, cold=cold
             )
-            self._cold_start.append(point)
-            if cold and not point.cache_bypassed:
+            if point.cache_bypassed == cold:
+                self._cold_start.append(point)
+            else:  # it was measured once more with them there
                 text = "the weights stayed in the page cache: the start was not a cold one"
                 self._watch.note("cache", "cold start", text)
 
