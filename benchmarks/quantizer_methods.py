@@ -4,7 +4,7 @@
     python -m benchmarks.quantizer_methods --text valid.txt --calib a.txt b.txt c.txt --methods awq awq+gptq
     python -m benchmarks.quantizer_methods --text valid.txt --calib calib.txt --ablation
 
-Each row is one run of `quantize_model` with an evaluation on the first 12 × 1024 tokens of the text. Several --calib
+Each row is one run of `quantize_model`, evaluated on the first 12 × 1024 tokens of the text. Several --calib
 files are several draws: mean and spread are shown. A killed run goes on where it was when --folder is given.
 """
 
@@ -28,8 +28,9 @@ import torch
 from edgeawq.checkpoints.open_model import open_model
 from edgeawq.quantize import block, scale_search
 from edgeawq.quantize.clip_search import CLIP_PLAN, NO_CLIP, search_clip
-from edgeawq.quantize.pipeline import Evaluation, quantize_model
-from edgeawq.quantize.report import REPORT_FILE
+from edgeawq.quantize.parallel import start_workers
+from edgeawq.quantize.perplexity import measure_perplexity, read_evaluation_tokens, stream_model
+from edgeawq.quantize.pipeline import quantize_model
 from edgeawq.quantize.scale_search import IDENTITY, ScaleChoice
 from edgeawq.quantize.settings import QuantizeSettings
 
@@ -81,21 +82,30 @@ ABLATIONS: dict[str, Callable[[], Any]] = {
 def measure(
     arguments: argparse.Namespace, settings: QuantizeSettings, calibration: Path, folder: Path
 ) -> tuple[float, float]:
-    """(perplexity, seconds) of one run; a checkpoint that is there already is not made again."""
-    report_file = folder / REPORT_FILE
-    seconds = 0.0
-    if not report_file.exists():
+    """(perplexity, seconds to quantize) of one run; what is there already is not made again."""
+    figures = folder.with_name(f"{folder.name}.figures.json")
+    if not figures.exists():
         started = time.monotonic()
         quantize_model(
             open_model(arguments.model),
             folder,
             settings,
             calibration=None if settings.method == "rtn" else calibration,
-            evaluation=Evaluation(arguments.text, arguments.eval_tokens),
+            n_threads=arguments.threads,
+            overwrite=True,
         )
         seconds = time.monotonic() - started
-    found = json.loads(report_file.read_text())["evaluation"]["perplexity"]
-    return float(found[settings.method]), seconds
+        figures.write_text(json.dumps([evaluate(arguments, str(folder)), seconds]))
+    perplexity, seconds = json.loads(figures.read_text())
+    return float(perplexity), float(seconds)
+
+
+def evaluate(arguments: argparse.Namespace, model: str) -> float:
+    """Perplexity of a checkpoint on the first tokens of the text."""
+    checkpoint = open_model(model)
+    chunks = read_evaluation_tokens(arguments.text, checkpoint, arguments.eval_tokens)
+    with start_workers(arguments.threads) as workers, torch.no_grad():
+        return measure_perplexity(stream_model(checkpoint), chunks, workers).perplexity
 
 
 def show(label: str, figures: list[tuple[float, float]]) -> None:
@@ -108,7 +118,7 @@ def show(label: str, figures: list[tuple[float, float]]) -> None:
 
 def run(arguments: argparse.Namespace, folder: Path) -> None:
     """All rows."""
-    print("| run | perplexity | seconds |\n|---|---:|---:|", flush=True)
+    print("| run | perplexity | seconds to quantize |\n|---|---:|---:|", flush=True)
     for bits in arguments.bits:
         base = QuantizeSettings(
             bits=bits,
@@ -149,6 +159,7 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4])
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--threads", type=int, default=0, help="0: all CPUs")
     parser.add_argument("--rounding-steps", type=int, default=100)
     parser.add_argument("--ablation", action="store_true", help="AWQ with one ingredient less in every row")
     parser.add_argument("--folder", type=Path, help="keep the checkpoints here, and use those that are there")

@@ -54,18 +54,27 @@ class CommandLine:
 
     def run(self, *arguments: str, timeout_s: float = 300.0) -> Answer:
         """`edgeawq ARGUMENTS…`, without a terminal."""
+        process = self.start(*arguments)
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
+        return Answer(process.returncode, stdout, stderr)
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The same, not yet ended."""
         inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, "-m", "edgeawq", *arguments],
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             env={**inherited, **self.settings},
             cwd=self.home,
-            timeout=timeout_s,
-            check=False,
         )
-        return Answer(done.returncode, done.stdout, done.stderr)
 
     def expect(self, *arguments: str, timeout_s: float = 300.0) -> Answer:
         """The same, for a command that must succeed."""

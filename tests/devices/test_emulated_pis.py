@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import signal
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from edgeawq.profiling.schema import parse_profile
 from tests.devices.boards import PI4, PI5
 from tests.devices.command_line import CommandLine
 from tests.devices.conftest import StartDevice
@@ -123,6 +125,29 @@ def test_a_second_push_sends_nothing(scene: Scene) -> None:
     report = scene.host.expect("push", "pi4", "--json").json
     assert (report["changed"], report["files_sent"], report["bytes_sent"]) == (False, 0, 0)
     assert report["release"] == scene.report["release"]
+
+
+def test_a_profile_says_that_the_device_is_emulated_and_ctrl_c_keeps_what_there_is(scene: Scene) -> None:
+    with scene.host.start("profile", "pi4", "--quick", "--json", "pi4.json") as process:
+        assert process.stderr is not None
+        said = ""
+        while "memory, 1 thread" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        process.send_signal(signal.SIGINT)
+        report, rest = process.communicate(timeout=120)
+    assert process.returncode == 130, said + rest
+    profile = parse_profile((scene.host.home / "pi4.json").read_bytes())
+    assert not profile.complete and "stopped early" in report
+    assert (profile.device.name, profile.device.isa) == ("pi4", "neon")
+    assert profile.device.model == "Raspberry Pi 4 Model B Rev 1.4"
+    assert {point.kind for point in profile.compute} == {"fp32", "int8_nibbles", "int8_bytes"}
+    assert [note.text for note in profile.notes if note.kind == "emulated"] == [
+        "its programs are interpreted by qemu-aarch64"
+    ]
+    assert "This device is emulated" in report
+    assert "not kept" in rest and not list(scene.host.home.glob("cache/profiles/**/*.json"))
 
 
 def test_another_model_sends_only_what_changed_and_a_rollback_brings_the_first_one_back(scene: Scene) -> None:
