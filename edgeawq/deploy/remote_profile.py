@@ -39,9 +39,11 @@ def run_remote_profile(
 ) -> Any:
     """Measure a device with the release that runs there; return the profile as plain data, not yet checked.
 
-    Ctrl-C asks the device to stop and waits for what it has measured until then. DeployError when nothing has been
-    pushed, when the release is older than profiles, and with what the device itself says went wrong.
+    Ctrl-C asks the device to stop and waits for what it has measured until then. KeyboardInterrupt when that is
+    nothing, or at a second one. DeployError when nothing has been pushed, when the release is older than profiles, and
+    with what the device itself says went wrong.
     """
+    is_stopping = False
     process = transport.start(build_command(device, arguments), stall_timeout_s=STALL_TIMEOUT_S)
     try:
         messages = Messages(process)
@@ -53,12 +55,17 @@ def run_remote_profile(
                 found = _follow(messages, on_progress)
                 break
             except KeyboardInterrupt:
+                if is_stopping:
+                    raise
+                is_stopping = True
                 process.close_input()
         process.close_input()
         process.wait()
     except BaseException:
         process.terminate()
         raise
+    if found is None and is_stopping:
+        raise KeyboardInterrupt
     if found is None:
         raise DeployError(f"{device.name} ended the measurement: {process.stderr_tail()}", remedy="try again")
     return found

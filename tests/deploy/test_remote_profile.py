@@ -112,6 +112,14 @@ def test_nothing_was_pushed(device: Device) -> None:
     assert "edgeawq push board" in caught.value.remedy
 
 
+class Interrupted(list[RemoteProgress]):
+    """Raises at the first progress, as Ctrl-C does, at a moment that is known."""
+
+    def append(self, progress: RemoteProgress) -> None:
+        super().append(progress)
+        raise KeyboardInterrupt
+
+
 def test_ctrl_c_asks_the_device_for_what_it_has(device: Device) -> None:
     install(
         device,
@@ -126,14 +134,24 @@ def test_ctrl_c_asks_the_device_for_what_it_has(device: Device) -> None:
         """,
     )
 
-    class Interrupted(list[RemoteProgress]):
-        def append(self, progress: RemoteProgress) -> None:
-            super().append(progress)
-            raise KeyboardInterrupt  # as Ctrl-C does, at a moment that is known
-
     seen = Interrupted()
     assert run(device, seen) == {"complete": False}
     assert len(seen) == 1
+
+
+def test_ctrl_c_before_anything_was_measured_is_ctrl_c(device: Device) -> None:
+    install(
+        device,
+        """
+        import json, sys
+        print(KERNEL, flush=True)
+        sys.stdin.buffer.read(int.from_bytes(sys.stdin.buffer.read(8), "big"))
+        print(json.dumps({"progress": {"stage": "starting", "share": 0, "seconds_left": None}}), flush=True)
+        sys.exit("edgeawq: interrupted" if sys.stdin.buffer.read(1) == b"" else 1)
+        """,
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(device, Interrupted())
 
 
 def test_the_root_may_have_blanks(device: Device) -> None:

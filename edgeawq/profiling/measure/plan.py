@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+DONE = "done"  # the stage after the last one
 Amount = Literal["quick", "usual", "thorough"]
 
 
@@ -58,16 +59,16 @@ def run_stages(
     """Run the stages in order; `after` gets the name of each that has ended. False when the user interrupted."""
     total = sum(stage.expected_s for stage in stages)
     begun, expected = now(), 0.0
-    for stage in stages:
-        share = expected / total
-        # What has been done took its time: the guesses are scaled by it.
-        left = None if expected < 0.05 * total else (now() - begun) / expected * (total - expected)
-        on_progress(Progress(stage.name, share, left))
-        try:
+    try:  # around all of it: the user may interrupt while the progress is being told, too
+        for stage in stages:
+            share = expected / total
+            # What has been done took its time: the guesses are scaled by it.
+            left = None if expected < 0.05 * total else (now() - begun) / expected * (total - expected)
+            on_progress(Progress(stage.name, share, left))
             stage.run()
-        except KeyboardInterrupt:
-            return False
-        after(stage.name)
-        expected += stage.expected_s
-    on_progress(Progress("done", 1.0, 0.0))
+            after(stage.name)
+            expected += stage.expected_s
+        on_progress(Progress(DONE, 1.0, 0.0))
+    except KeyboardInterrupt:
+        return False
     return True

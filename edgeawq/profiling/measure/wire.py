@@ -16,7 +16,7 @@ from typing import BinaryIO
 from edgeawq.errors import EdgeawqError, ProfileError
 from edgeawq.profiling.json_values import to_json
 from edgeawq.profiling.measure.device import ProfileOptions, measure_device
-from edgeawq.profiling.measure.plan import Progress
+from edgeawq.profiling.measure.plan import DONE, Progress
 from edgeawq.runtime.native import choose_kernel
 from packager.manifest import read_manifest
 
@@ -37,6 +37,8 @@ def serve_profile(options: ProfileOptions, source: BinaryIO, sink: BinaryIO) -> 
             sink.flush()
 
     def show(progress: Progress) -> None:
+        if progress.stage == DONE:
+            done.set()  # what is left takes a moment: too late to stop it
         last.update(asdict(progress))
         say({"progress": last})
 

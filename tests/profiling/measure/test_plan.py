@@ -46,6 +46,17 @@ def test_ctrl_c_keeps_what_is_there() -> None:
     assert ran == ended == ["a"]
 
 
+def test_ctrl_c_may_come_while_the_progress_is_told() -> None:
+    ran = []
+
+    def tell(progress: Progress) -> None:
+        if progress.stage == "b":
+            raise KeyboardInterrupt
+
+    assert not run_stages([Stage(name, 1, lambda: ran.append("x")) for name in "ab"], tell, lambda stage: None)
+    assert ran == ["x"]
+
+
 def test_more_thorough_is_more() -> None:
     quick, usual, thorough = (BUDGETS[amount] for amount in ("quick", "usual", "thorough"))
     assert len(quick.contexts) < len(usual.contexts) < len(thorough.contexts)
