@@ -25,18 +25,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeawq.errors import BundleError
-from packager.manifest import (
-    ALIGNMENT,
-    FORMAT,
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    TensorEntry,
-    dump_manifest,
-    open_bundle_file,
-    parse_manifest,
-    read_manifest,
-)
+from packager.bundle_files import open_bundle_file
+from packager.manifest import ALIGNMENT, FORMAT, MANIFEST_NAME, FileEntry, Manifest, TensorEntry, dump_manifest
+from packager.manifest_reader import parse_manifest, read_manifest
 
 WEIGHTS_NAME = "weights.bin"
 GOLDEN_NAME = "golden.json"

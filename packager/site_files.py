@@ -34,7 +34,15 @@ OWN_PACKAGES: dict[str, tuple[str, ...]] = {
         "profiling/schema.py",
         "profiling/measure",
     ),
-    "packager": ("__init__.py", "manifest.py", "records.py"),
+    "packager": (
+        "__init__.py",
+        "bundle_files.py",
+        "manifest.py",
+        "manifest_checks.py",
+        "manifest_reader.py",
+        "records.py",
+        "strict_fields.py",
+    ),
     "device_profiles": ("__init__.py", "target.py", "profile.py", "detect.py", "roofline.py", "data"),
     "cpu_kernels": ("__init__.py", "abi.py", "cpu_flags.py", "estimates.py", "probe/__init__.py", "probe/words.py"),
 }

@@ -203,7 +203,8 @@ def _show_manifest(root: str) -> str:
 
 
 def _check_same(manifest: bytes, bundle: Path, name: str) -> None:
-    from packager.manifest import MANIFEST_NAME, open_bundle_file
+    from packager.bundle_files import open_bundle_file
+    from packager.manifest import MANIFEST_NAME
 
     with open_bundle_file(bundle, MANIFEST_NAME) as file:
         if file.read(MAX_MANIFEST_BYTES) != manifest:

@@ -27,7 +27,7 @@ def is_bundle(reference: str) -> bool:
 
 def check_bundle(reference: str, chunk: int) -> None:
     """Raise, before any work is done, where a bundle cannot be read or its context is shorter than a window."""
-    from packager.manifest import read_manifest
+    from packager.manifest_reader import read_manifest
 
     longest = read_manifest(Path(reference).expanduser()).model.max_position_embeddings
     if chunk > longest:
@@ -90,7 +90,7 @@ def make_feeder(decoder: object) -> FeedTokens:
 def measure_bundle_storage(reference: str) -> Storage:
     """Size of a bundle's weights; bits per weight are those of the blocks' linear layers as they are stored."""
     from edgeawq.quantize.storage import Storage
-    from packager.manifest import read_manifest
+    from packager.manifest_reader import read_manifest
 
     manifest = read_manifest(Path(reference).expanduser())
     linears = [tensor for tensor in manifest.tensors if tensor.kind == "linear"]

@@ -19,7 +19,7 @@ def build_missing_kernel(bundle: Path) -> NativeKernel | None:
     Raises MissingExtraError without numba, KernelError when nothing can be built.
     """
     from edgeawq.runtime.native import choose_kernel
-    from packager.manifest import read_manifest
+    from packager.manifest_reader import read_manifest
 
     manifest = read_manifest(bundle)
     try:

@@ -143,7 +143,8 @@ def open_model_engine(bundle: Path, options: Mapping[str, Any]) -> Engine:
     from edgeawq.runtime.engine import open_engine
 
     if options["verify"]:
-        from packager.manifest import read_manifest, verify_files
+        from packager.bundle_files import verify_files
+        from packager.manifest_reader import read_manifest
 
         verify_files(check_bundle_folder(bundle), read_manifest(bundle))
     built = build_kernel(bundle, options)

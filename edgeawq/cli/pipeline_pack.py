@@ -102,7 +102,7 @@ def sweep_leftovers(folder: Path) -> None:
 def can_run(folder: Path) -> bool:
     """Whether this CPU runs the kernels of the bundle in `folder`."""
     from edgeawq.runtime.native import choose_kernel
-    from packager.manifest import read_manifest
+    from packager.manifest_reader import read_manifest
 
     try:
         choose_kernel(read_manifest(folder).kernels)

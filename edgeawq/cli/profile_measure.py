@@ -137,7 +137,7 @@ def _build_own_probe(bundle: Path | None) -> tuple[str, bytes | None, str]:
     from edgeawq.errors import MissingExtraError
     from edgeawq.runtime.cpu import runnable_isas
     from edgeawq.runtime.native import choose_kernel
-    from packager.manifest import read_manifest
+    from packager.manifest_reader import read_manifest
 
     if bundle is None:
         isas = runnable_isas()

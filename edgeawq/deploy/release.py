@@ -15,7 +15,8 @@ from edgeawq.deploy.chunks import Chunks, cut_at_tensors, cut_evenly, hash_chunk
 from edgeawq.deploy.receiver.description import name_content, release_id
 from edgeawq.deploy.receiver.limits import RELEASE_FORMAT, RELEASE_FORMAT_VERSION
 from edgeawq.errors import BundleError, DeployError
-from packager.manifest import MANIFEST_NAME, Manifest, read_manifest
+from packager.manifest import MANIFEST_NAME, Manifest
+from packager.manifest_reader import read_manifest
 
 BUNDLE_FOLDER = "bundle"
 SITE_FOLDER = "site"

@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from cpu_kernels.abi import ABI_VERSION
 from edgeawq.errors import BundleError
-from packager.manifest import KernelEntry, Manifest, TensorEntry, open_bundle_file, read_manifest
+from packager.bundle_files import open_bundle_file
+from packager.manifest import KernelEntry, Manifest, TensorEntry
+from packager.manifest_reader import read_manifest
 from packager.records import LAYOUTS, record_shape
 
 _REMEDY = "pack the checkpoint again with `edgeawq pack`, or copy the bundle again"
@@ -57,8 +59,8 @@ class Bundle:
 def open_bundle(folder: Path) -> Bundle:
     """Open the bundle in `folder`.
 
-    Hashes are checked when a bundle arrives (`packager.manifest.verify_files`), not at every start; sizes, places and
-    shapes are checked here, so that no kernel reads outside the file.
+    Hashes are checked when a bundle arrives, or when asked (`packager.bundle_files.verify_files`), not at every start;
+    sizes, places and shapes are checked here, so that no kernel reads outside the file.
     Raises BundleError.
     """
     manifest = read_manifest(folder)

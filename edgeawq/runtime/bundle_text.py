@@ -12,7 +12,9 @@ from edgeawq.errors import BundleError, UsageError
 from edgeawq.runtime.chat_template import ChatTemplate
 from edgeawq.runtime.sampler import SamplerSettings
 from edgeawq.runtime.tokenizer import MAX_TOKENIZER_BYTES, Tokenizer
-from packager.manifest import Manifest, open_bundle_file, read_manifest
+from packager.bundle_files import open_bundle_file
+from packager.manifest import Manifest
+from packager.manifest_reader import read_manifest
 
 MAX_SMALL_FILE_BYTES = 1 << 20  # generation.json, chat_template.jinja, golden.json
 

@@ -15,7 +15,8 @@ from edgeawq.runtime.generate import DecoderLike
 from edgeawq.runtime.native import NativeKernel
 from edgeawq.runtime.sampler import SamplerSettings
 from edgeawq.runtime.tokenizer import Tokenizer
-from packager.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, open_bundle_file
+from packager.bundle_files import open_bundle_file
+from packager.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 
 Activations = Literal["int8", "float"]
 

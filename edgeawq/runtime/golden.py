@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeawq.errors import BundleError, GenerationError
 from edgeawq.runtime.chat_template import Message
-from packager.manifest import read_manifest
+from packager.manifest_reader import read_manifest
 
 if TYPE_CHECKING:
     from edgeawq.runtime.engine import Engine

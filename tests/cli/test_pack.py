@@ -18,7 +18,8 @@ from device_profiles.target import Target
 from edgeawq.cli.main import main
 from edgeawq.errors import ProfileError
 from edgeawq.runtime.golden import check_golden
-from packager.manifest import read_manifest, verify_files
+from packager.bundle_files import verify_files
+from packager.manifest_reader import read_manifest
 from tests.tiny_models import make_tiny_awq_checkpoint, make_tiny_hf_checkpoint
 
 FOREIGN = {"aarch64": "laptop-avx2", "x86_64": "pi4"}

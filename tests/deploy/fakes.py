@@ -19,8 +19,8 @@ from packager.manifest import (
     TensorEntry,
     dump_manifest,
     expected_tensors,
-    parse_manifest,
 )
+from packager.manifest_reader import parse_manifest
 
 STUB_MAIN = """
 import json, os, signal, sys, time

@@ -11,7 +11,8 @@ import pytest
 from edgeawq.deploy.device_facts import DeviceFacts, PythonFact
 from edgeawq.deploy.preflight import check_fit
 from edgeawq.errors import DeviceUnfitError
-from packager.manifest import Manifest, read_manifest
+from packager.manifest import Manifest
+from packager.manifest_reader import read_manifest
 from tests.deploy.fakes import make_bundle
 
 PI4_FLAGS = "fp asimd evtstrm crc32 cpuid"

@@ -189,7 +189,7 @@ def test_a_pi_5_computes_with_the_dot_product(newer: Scene) -> None:
     assert try_instruction(newer.device, UDOT) == 0
     program = (
         "from pathlib import Path; from edgeawq.runtime.native import choose_kernel; "
-        "from packager.manifest import read_manifest; "
+        "from packager.manifest_reader import read_manifest; "
         f"print(choose_kernel(read_manifest(Path('{BUNDLE}')).kernels).file)"
     )
     done = newer.device.exec(f'PYTHONPATH=.edgeawq/current/site python3 -c "{program}"')

@@ -14,8 +14,10 @@ import pytest
 from edgeawq.errors import BundleError
 from packager import bundle as bundle_module
 from packager.bundle import BundleWriter, add_golden, check_target, is_bundle
-from packager.manifest import MANIFEST_NAME, Manifest, dump_manifest, read_manifest, verify_files
-from tests.packager.test_manifest import make_document, parse, write_bundle
+from packager.bundle_files import verify_files
+from packager.manifest import MANIFEST_NAME, Manifest, dump_manifest
+from packager.manifest_reader import read_manifest
+from tests.packager.documents import make_document, parse, write_bundle
 
 
 def write_with(target: Path, *, overwrite: bool = False, fill: int = 7, stop_after: str = "") -> Manifest:

@@ -20,8 +20,10 @@ from edgeawq.checkpoints.open_model import open_model
 from edgeawq.checkpoints.rope import compute_rope
 from edgeawq.errors import BundleError, CheckpointError, UnsupportedModelError, UsageError
 from packager import tensors as tensors_module
+from packager.bundle_files import verify_files
 from packager.layouts import LAYOUTS, unpack_linear
-from packager.manifest import Manifest, read_manifest, verify_files
+from packager.manifest import Manifest
+from packager.manifest_reader import read_manifest
 from packager.pack import PackSummary, pack_checkpoint
 from tests.tiny_models import TinyCheckpoint, make_tiny_awq_checkpoint, make_tiny_hf_checkpoint, make_tiny_model
 

@@ -22,7 +22,7 @@ from edgeawq.planning.sizes import (
     list_tensors,
 )
 from edgeawq.runtime.decoder_memory import CACHE_DTYPES, Buffers
-from packager.manifest import read_manifest
+from packager.manifest_reader import read_manifest
 from packager.pack import pack_checkpoint
 from tests.tiny_models import TinyCheckpoint, make_tiny_config, make_tiny_model
 

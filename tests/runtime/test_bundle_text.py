@@ -17,7 +17,7 @@ from edgeawq.runtime.golden import check_golden, record_golden
 from edgeawq.runtime.sampler import SamplerSettings, make_sampler
 from edgeawq.runtime.session import ChatSession
 from packager.bundle import add_golden
-from packager.manifest import read_manifest
+from packager.manifest_reader import read_manifest
 from tests.runtime.native_bundles import pack_for_host
 from tests.tiny_models import make_tiny_model
 

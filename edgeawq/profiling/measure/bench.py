@@ -19,7 +19,7 @@ from edgeawq.profiling.measure.generation import plain_tokens
 from edgeawq.profiling.measure.statistics import summarize
 from edgeawq.profiling.schema import Measurement
 from edgeawq.runtime.decoder import Activations, Decoder
-from packager.manifest import read_manifest
+from packager.manifest_reader import read_manifest
 
 MAX_REPETITIONS = 1000
 

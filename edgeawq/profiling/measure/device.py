@@ -180,7 +180,7 @@ def _threads(count: int) -> str:
 
 
 def _weights_of(bundle: Path) -> Path:
-    from packager.manifest import read_manifest
+    from packager.manifest_reader import read_manifest
 
     entry = read_manifest(bundle).file("weights")
     assert entry is not None

@@ -35,7 +35,8 @@ from edgeawq.runtime.decoder import DEFAULT_CONTEXT_LENGTH, MAX_THREADS, Decoder
 from edgeawq.runtime.engine import Engine, open_engine
 from edgeawq.runtime.sampler import make_sampler
 from edgeawq.runtime.thread_choice import list_candidates, recall_threads
-from packager.manifest import Manifest, read_manifest
+from packager.manifest import Manifest
+from packager.manifest_reader import read_manifest
 
 IDLE_S = 2.0
 DECODE_POSITION = 256  # where decode is looked at in detail, if the context has room

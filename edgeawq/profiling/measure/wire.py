@@ -18,7 +18,7 @@ from edgeawq.profiling.json_values import to_json
 from edgeawq.profiling.measure.device import ProfileOptions, measure_device
 from edgeawq.profiling.measure.plan import DONE, Progress
 from edgeawq.runtime.native import choose_kernel
-from packager.manifest import read_manifest
+from packager.manifest_reader import read_manifest
 
 LENGTH_BYTES = 8
 MAX_PROBE_BYTES = 4 << 20

@@ -134,7 +134,7 @@ def test_a_phase_adds_up_to_its_step(engine: Engine) -> None:
 
 
 def test_costs_of_a_step_are_those_of_its_matrices(bundle: Path) -> None:
-    from packager.manifest import read_manifest
+    from packager.manifest_reader import read_manifest
 
     manifest = read_manifest(bundle)
     costs = estimate_step(manifest, StepShape(1, 10), kv_bits=16)
