@@ -164,4 +164,4 @@ def test_a_quantization_that_fails_ends_with_its_exit_code(
         with pytest.raises(click.exceptions.Exit) as caught:
             pipeline._quantize("the model", tmp_path / "out", get_error_console(), quiet)
         assert caught.value.exit_code == 7
-        assert f"['quantize', 'the model', '-o', '{tmp_path / 'out'}']" in capfd.readouterr().err
+        assert f"['quantize', 'the model', '-o', '{tmp_path / 'out'}', '--as-a-step']" in capfd.readouterr().err
