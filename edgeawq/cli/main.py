@@ -28,7 +28,7 @@ COMMANDS = {
     "status": "Show what runs on the devices.",
     "rollback": "Go back to an earlier release on a device.",
     "history": "List the releases a device has had.",
-    "gc": "Remove releases a device no longer needs.",
+    "gc": "Remove old releases from a device; --cache: clean up here.",
     "key": "Make keys that sign releases; choose which ones a device trusts.",
     "log": "Show what was done to the devices, or by one device.",
     "chat": "Chat with a bundle here, or with a device.",

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +43,13 @@ def find_bundle(reference: str, profile_name: str) -> Path | None:
 
     bundle = _bundle_path(_fingerprint(reference), reference, find_profile(profile_name))
     if bundle.is_dir():
-        return bundle
+        return _mark_used(bundle)
     checkpoint = _checkpoint_path(reference)
     if checkpoint.is_dir():
+        _mark_used(checkpoint)
         bundle = _bundle_path(_fingerprint(str(checkpoint)), reference, find_profile(profile_name))
         if bundle.is_dir():
-            return bundle
+            return _mark_used(bundle)
     return None
 
 
@@ -148,6 +150,13 @@ def _kept(name: str) -> Path:
     from edgeawq.deploy.cache import cache_folder
 
     return cache_folder(name)
+
+
+def _mark_used(kept: Path) -> Path:
+    """`kept` itself; `edgeawq gc --cache` goes by the time of its folder."""
+    with suppress(OSError):  # it may be another user's
+        os.utime(kept.parent)
+    return kept
 
 
 def _build(target: Path, write: Callable[[Path], None]) -> None:
