@@ -241,8 +241,8 @@ def _print(report: PushReport) -> None:
 
     console = get_console()
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
+    def say(text: str, *, is_command: bool = False) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=is_command)
 
     if report.dry_run:
         verdict = "is running already" if not report.changed else "would be pushed"
@@ -271,4 +271,6 @@ def _print(report: PushReport) -> None:
         say(f"{report.device} runs release {report.release} already; nothing was switched")
     if report.removed_releases:
         say(f"removed old releases: {', '.join(report.removed_releases)}")
-    say(f"done in {report.seconds:.1f} s. Next: {name_local_root(report.device)}edgeawq chat {report.device}")
+    # Whole, so that it can be copied from the terminal.
+    next_command = f"{name_local_root(report.device)}edgeawq chat {report.device}"
+    say(f"done in {report.seconds:.1f} s. Next: {next_command}", is_command=True)
