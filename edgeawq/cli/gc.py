@@ -10,29 +10,34 @@ import click
 from edgeawq.cli.device_options import break_lock_option, format_bytes, inventory_option, json_option
 from edgeawq.errors import UsageError
 
+KEEP = 2  # releases of a device
+UNUSED_FOR = "30d"  # what a cache may hold
+
 
 @click.command(name="gc")
 @click.argument("name", default="", metavar="[NAME]")
 @click.option(
     "--keep",
     type=click.IntRange(2, 1000),
-    default=2,
-    show_default=True,
-    help="How many releases stay, the newest ones.",
+    help="How many releases stay, the newest ones [2].",
 )
 @click.option("--cache", "is_cache", is_flag=True, help="Clean up on this computer instead of a device.")
 @click.option(
     "--unused-for",
     metavar="TIME",
-    default="30d",
-    show_default=True,
-    help="With --cache: how long something was not used (12h, 2w).",
+    help="With --cache: how long something was not used (12h, 2w) [30d].",
 )
 @break_lock_option
 @inventory_option
 @json_option
 def command(
-    name: str, keep: int, is_cache: bool, unused_for: str, break_lock: bool, inventory: str | None, as_json: bool
+    name: str,
+    keep: int | None,
+    is_cache: bool,
+    unused_for: str | None,
+    break_lock: bool,
+    inventory: str | None,
+    as_json: bool,
 ) -> None:
     """Remove old releases from a device, and what an interrupted push has left.
 
@@ -51,10 +56,14 @@ def command(
             "gc cleans up a device or, with --cache, this computer" + (", not both at once" if name else ""),
             remedy="edgeawq gc NAME, or edgeawq gc --cache",
         )
+    if unused_for is not None and not is_cache:
+        raise UsageError("--unused-for has no meaning for a device", remedy="--keep N says how many releases stay")
+    if is_cache and (keep is not None or break_lock):
+        raise UsageError("--keep and --break-lock have no meaning with --cache", remedy="--unused-for says what goes")
     if is_cache:
-        _clean_cache(unused_for, as_json)
+        _clean_cache(unused_for or UNUSED_FOR, as_json)
     else:
-        _clean_device(name, keep, inventory, break_lock, as_json)
+        _clean_device(name, keep or KEEP, inventory, break_lock, as_json)
 
 
 def _clean_cache(unused_for: str, as_json: bool) -> None:

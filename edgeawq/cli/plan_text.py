@@ -43,14 +43,15 @@ def print_plan(console: Console, plan: Plan, model: str, *, show_all: bool) -> N
     if commands:
         console.print("\n[bold]To go on[/]")
         for line in commands:
-            console.print(wrap_command(line, console.width - 2), highlight=False, markup=False, soft_wrap=True)
+            console.print(wrap_command(line, console.width), highlight=False, markup=False, soft_wrap=True)
 
 
 def wrap_command(line: str, width: int) -> str:
     """A command, indented, over as many lines as `width` needs; a shell takes them all at once."""
     kept = re.sub(r"(?<= )(--?[a-z-]+) (?!-)", "\\1\0", line)  # an option stays with its value; no space for textwrap
-    parts = textwrap.wrap(kept, width - 4, break_long_words=False, break_on_hyphens=False)
-    return "  " + " \\\n      ".join(parts).replace("\0", " ")
+    indent, end = " " * 6, " \\\n"
+    parts = textwrap.wrap(kept, width - len(indent) - 2, break_long_words=False, break_on_hyphens=False)
+    return "  " + (end + indent).join(parts).replace("\0", " ")
 
 
 def make_table(plan: Plan, *, show_all: bool) -> Table:

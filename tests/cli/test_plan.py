@@ -120,12 +120,13 @@ def test_mistakes_are_explained(run: Any, arguments: tuple[str, ...], said: str)
     assert said in err
 
 
-def test_commands_that_are_too_long_go_on_in_the_next_line() -> None:
-    line = "edgeawq quantize embedded:smollm2-135m-instruct -o " + " ".join(f"--option-{i} {i}" for i in range(9))
-    wrapped = wrap_command(line, 78)
-    assert max(map(len, wrapped.splitlines())) <= 80
+@pytest.mark.parametrize("width", range(70, 90))
+def test_commands_that_are_too_long_go_on_in_the_next_line(width: int) -> None:
+    line = "edgeawq quantize embedded:smollm2-135m-instruct -o out " + " ".join(f"--option {i:09}" for i in range(40))
+    wrapped = wrap_command(line, width)
+    assert max(map(len, wrapped.splitlines())) <= width
     assert shlex.split(wrapped.replace("\\\n", "")) == shlex.split(line)
-    assert wrap_command("edgeawq chat pi4", 78) == "  edgeawq chat pi4"
+    assert wrap_command("edgeawq chat pi4", width) == "  edgeawq chat pi4"
 
 
 def test_nothing_fits_says_what_is_missing(run: Any) -> None:

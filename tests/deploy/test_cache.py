@@ -95,7 +95,17 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert json.loads(run("--cache", "--json").output) == {"removed": [], "freed": 0, "kept": 1_000_000}
 
 
-@pytest.mark.parametrize("arguments", [(), ("pi4", "--cache"), ("--cache", "--unused-for", "soon")])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("pi4", "--cache"),
+        ("--cache", "--unused-for", "soon"),
+        ("pi4", "--unused-for", "2w"),
+        ("--cache", "--keep", "3"),
+        ("--cache", "--break-lock"),
+    ],
+)
 def test_calls_that_make_no_sense(arguments: tuple[str, ...]) -> None:
     error = run(*arguments).exception
     assert isinstance(error, UsageError) and error.remedy
