@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-# Nothing but what the same command makes again without a network; the other folders bound themselves.
+# What the same command makes again without a network. Wheels and measured profiles stay; the rest bounds itself.
 PRUNED = ("checkpoints", "bundles", "kernels")
 LEFT_BEHIND_S = 24 * 3600  # without a change: whoever wrote it is gone
 
