@@ -34,7 +34,8 @@ def describe_progress(n_done: int, n_total: int) -> str:
 
 def describe_decode(stats: GenerationStats, n_fewer: int) -> str:
     """The speed of writing; n_fewer: tokens so far for which the decoder has left a core to another program."""
-    fewer = f", {n_fewer} tokens on fewer threads" if n_fewer else ""
+    tokens = "1 token" if n_fewer == 1 else f"{n_fewer} tokens"
+    fewer = f", {tokens} on fewer threads" if n_fewer else ""
     return f"{stats.decode_tokens_per_s:.1f} tokens/s{fewer}"
 
 
