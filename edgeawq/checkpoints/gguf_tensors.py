@@ -64,6 +64,7 @@ def dequantize_tensor(file: MappedFile, tensor: GgufTensor) -> npt.NDArray[np.fl
             f"the tensor {tensor.name} has the type {kind.name}, which the installed gguf library cannot dequantize",
             remedy="pip install -U gguf; or use a file of another quantization (Q8_0, Q4_K_M, F16 …)",
         ) from error
+    file.release(tensor.offset, n_bytes)
     return values.reshape(tensor.shape)
 
 

@@ -42,6 +42,19 @@ class MappedFile:
         self.require(offset, n_bytes, what)
         return self.data[offset : offset + n_bytes]
 
+    def release(self, offset: int, n_bytes: int) -> None:
+        """Give back the memory of whole pages of a piece that was copied; reading it again takes it from the file.
+
+        Pages that were read count as this process's memory as long as they are mapped: without this a run through a
+        model ends with as much resident memory as the model has bytes.
+        """
+        if not isinstance(self.data, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (offset + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        if first < end:
+            self.data.madvise(mmap.MADV_DONTNEED, first, end - first)
+
     def unpack(self, layout: struct.Struct, offset: int, what: str) -> tuple[int | float | bool, ...]:
         """Numbers at `offset`."""
         self.require(offset, layout.size, what)

@@ -78,9 +78,9 @@ class SafetensorsFile:
                 remedy="use the original (float16, bfloat16 or float32) checkpoint of the model",
             )
         stored = self.read_stored(name)
-        if entry.dtype == "BF16":
-            return widen_bfloat16(stored)
-        return stored.astype(np.float32)
+        values = widen_bfloat16(stored) if entry.dtype == "BF16" else stored.astype(np.float32)
+        self._file.release(entry.offset, entry.n_bytes)
+        return values
 
     def _read_header(self) -> None:
         (length,) = self._file.unpack(U64, 0, "the header's length")
